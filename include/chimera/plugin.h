@@ -1,0 +1,314 @@
+/*
+ * plugin.h: write a plugin. Descriptor, options, host services, the kernel table, and one ops struct per kind.
+ *
+ * A plugin is a shared object with one exported symbol, a constant descriptor made by CHM_PLUGIN(). The host reads and
+ * checks the descriptor before it calls anything, so it must be plain data: no constructors, no code that runs at load.
+ *
+ * Ownership: the descriptor and what it points to live as long as the object is loaded. Instances are the host's memory
+ * (zeroed, instance_size bytes, options filled in from the card); a plugin that keeps more asks chm_host for it.
+ *
+ * ABI: `abi` must equal CHM_ABI, and every struct starts with its own size. Within one ABI number structs only grow at
+ * their end and `reserved` members stay zero; anything else raises CHM_ABI. A host refuses other numbers by name.
+ */
+#ifndef CHIMERA_PLUGIN_H
+#define CHIMERA_PLUGIN_H
+
+#include <chimera/tensor.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CHM_MAGIC 0x314d4843u /* "CHM1" */
+#define CHM_ABI   1u
+
+enum chm_kind {
+    CHM_KIND_LAYER = 1,
+    CHM_KIND_BACKEND,
+    CHM_KIND_TOKENIZER,
+    CHM_KIND_GRAMMAR,
+    CHM_KIND_MEMORY,
+    CHM_KIND_EVOLUTION,
+    CHM_KIND_ENCODER,
+    CHM_KIND_DRAFTER,
+    CHM_KIND_COLLECTIVE,
+    CHM_KIND_OPTIMISER,
+    CHM_KIND_DATA,
+    CHM_KIND_COUNT,
+};
+
+/* CPU features a plugin needs before any of its code may run. */
+enum chm_cpu {
+    CHM_CPU_AVX2 = 1u << 0, /* with OS support for ymm */
+    CHM_CPU_FMA = 1u << 1,
+    CHM_CPU_F16C = 1u << 2,
+    CHM_CPU_AVX_VNNI = 1u << 3,
+    CHM_CPU_AVX512 = 1u << 4, /* F, BW, DQ, VL, with OS support for zmm */
+    CHM_CPU_AVX512_VNNI = 1u << 5,
+    CHM_CPU_AVX512_VBMI = 1u << 6,
+    CHM_CPU_AVX512_BF16 = 1u << 7,
+    CHM_CPU_AMX_INT8 = 1u << 8,
+    CHM_CPU_NEON = 1u << 16,
+    CHM_CPU_DOTPROD = 1u << 17,
+    CHM_CPU_I8MM = 1u << 18,
+};
+
+/* ---- Options ----------------------------------------------------------------------------------------------------- */
+
+enum chm_option_type {
+    CHM_OPT_BOOL = 1,    /* bool */
+    CHM_OPT_INT,         /* int64_t; a card may write "4M", "2T" */
+    CHM_OPT_FLOAT,       /* double */
+    CHM_OPT_ENUM,        /* int32_t: index into `choices` */
+    CHM_OPT_STRING,      /* const char *, the host's */
+    CHM_OPT_INT_LIST,    /* struct chm_int_list */
+    CHM_OPT_FLOAT_LIST,  /* struct chm_float_list */
+    CHM_OPT_STRING_LIST, /* struct chm_string_list; with choices: each from that set */
+};
+
+struct chm_int_list {
+    const int64_t *item;
+    int64_t count;
+};
+struct chm_float_list {
+    const double *item;
+    int64_t count;
+};
+struct chm_string_list {
+    const char *const *item;
+    int64_t count;
+};
+
+/*
+ * One option. The table is the only source for checking a card, `chimera plugins show`, overrides and docs. `offset` is
+ * where the host stores the value in the plugin's instance; CHM_OPTION_CHECKED marks a key that is accepted and checked
+ * but read by nobody (a fixed property that the card spells out).
+ */
+struct chm_option {
+    const char *name;
+    enum chm_option_type type;
+    size_t offset;
+    const char *def;     /* default, as text in JSON spelling: "256", "true", "mlstm", "[64, 64]" */
+    double min, max;     /* numbers and list items; list_min/list_max bound the length */
+    const char *choices; /* "a|b|c" */
+    const char *doc;     /* one sentence: meaning, unit, source */
+    int32_t list_min, list_max;
+};
+#define CHM_OPTION_CHECKED ((size_t)-1)
+
+/* ---- Host services ----------------------------------------------------------------------------------------------- */
+
+enum chm_log_level { CHM_LOG_ERROR = 1, CHM_LOG_WARN, CHM_LOG_INFO, CHM_LOG_DEBUG };
+
+/* What kinds other than layers and backends are handed. Layers get their graph, backends nothing. */
+struct chm_host {
+    uint32_t size;
+    uint32_t reserved;
+    void *(*alloc)(size_t bytes); /* zeroed; NULL when out of memory */
+    void (*free)(void *p);        /* NULL is fine */
+    void (*log)(enum chm_log_level level, const char *format, ...);
+    int (*fail)(int status, const char *format, ...); /* records the sentence, returns status */
+};
+
+/* ---- Kernels ------------------------------------------------------------------------------------------------------
+ */
+
+/* Rows of activations quantised for ternary and int8 products. Blocks of 64 inputs; the last is padded with zeros. */
+struct chm_activation {
+    const int8_t *q;    /* [rows][blocks * 64], in -127..127 */
+    const float *scale; /* [rows][blocks]: absmax / 127 */
+    const int32_t *sum; /* [rows][blocks]: sum of q over the block */
+    int64_t rows, blocks;
+};
+
+/*
+ * A ternary matrix [out, in] in the tiles of .b158. A tile is 16 output rows; its codes are superblocks of 256 inputs,
+ * each 16 vectors of 64 bytes. In vector j, byte 4r + i belongs to row r of the tile and holds four 2-bit codes, w + 1:
+ * bits 2f..2f+1 are input 256 s + 64 f + 4 j + i. Rows and inputs that pad hold code 1 (w = 0). Scales of a tile: 16
+ * f32 row scales, then for every group of `group` inputs 16 bytes u8; the scale of (row, group) is float(u8) *
+ * row_scale.
+ */
+struct chm_ternary {
+    const uint8_t *codes;  /* [tiles][superblocks * 1024] */
+    const uint8_t *scales; /* [tiles][64 + 16 * groups] */
+    int64_t out, in;       /* unpadded */
+    int64_t group;         /* inputs per weight scale, a multiple of 64 */
+};
+static inline int64_t chm_ternary_tiles(int64_t out) { return (out + 15) / 16; }
+static inline int64_t chm_ternary_superblocks(int64_t in) { return (in + 255) / 256; }
+static inline int64_t chm_ternary_groups(int64_t in, int64_t group) { return (in + group - 1) / group; }
+static inline int64_t chm_ternary_scale_stride(int64_t in, int64_t group) {
+    return 64 + 16 * chm_ternary_groups(in, group);
+}
+
+/* An int8 matrix [out, in], one scale a row (absmax / 127). */
+struct chm_int8_matrix {
+    const int8_t *q;    /* [out][blocks * 64], zero-padded */
+    const float *scale; /* [out] */
+    int64_t out, in, blocks;
+};
+
+/*
+ * The kernel table. A backend fills what it does better and leaves the rest NULL; `scalar` fills all and is the
+ * definition of right. "exact": the same bytes from every backend (the numeric contract, docs/design.md). The others
+ * serve training only, where a backend may differ within the tolerance tests/checkkernels states.
+ * Row-wise kernels may be called from several threads on disjoint rows. All pointers 64-byte aligned unless they are
+ * slices; no kernel allocates.
+ */
+struct chm_kernels {
+    uint32_t size, reserved;
+
+    /* -- exact -- */
+    /* scale = absmax/127, q = rne(x * (127/absmax)) per 64 inputs; a block of zeros gets scale 0 */
+    void (*quantise)(const float *x, int64_t rows, int64_t width, int8_t *q, float *scale, int32_t *sum);
+    /* y[row][16*tile0 ..] for tiles tile0 <= t < tile1: acc += float(dot) * (act_scale * weight_scale), blocks of 64 in
+     * index order. ldy: floats from row to row. Columns past `out` are not written */
+    void (*ternary_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+                           float *y, int64_t ldy);
+    void (*int8_matmul)(const struct chm_int8_matrix *w, int64_t out0, int64_t out1, const struct chm_activation *x,
+                        float *y, int64_t ldy);
+    /* y[row][o] = sum_i x[row][i] * w[o][i], 16 partial sums (i mod 16) folded pairwise: 8, 4, 2, 1 apart */
+    void (*f32_matmul)(const float *w, int64_t out0, int64_t out1, int64_t in, const float *x, int64_t rows, float *y,
+                       int64_t ldy);
+    /* each of n vectors of `width`: y = x * rstd * weight, rstd = 1/sqrt(sum(x^2)/width + eps); the weight of vector v
+     * starts at weight[(v % weight_rows) * width]; weight NULL: ones; rstd_out NULL: not wanted */
+    void (*rmsnorm)(const float *x, int64_t n, int64_t width, float eps, const float *weight, int64_t weight_rows,
+                    float *y, float *rstd_out);
+    /* y = x * rnorm, rnorm = 1/sqrt(sum(x^2) + eps) */
+    void (*l2norm)(const float *x, int64_t n, int64_t width, float eps, float *y, float *rnorm_out);
+    void (*unary)(enum chm_unary op, const float *x, int64_t n, float *y);
+    void (*swiglu)(const float *gate, const float *up, int64_t n, float *y);
+    /* log(sum(exp(x))) of n numbers, max subtracted */
+    float (*logsumexp)(const float *x, int64_t n);
+    /* S[dk][dv] *= e^log_alpha; u = beta (v - k S); S += k^T u; o = scale * q S (o NULL: not wanted). Sums over the key
+     * index run in index order, one accumulator per value column. arXiv:2412.06464 */
+    void (*delta_step)(float *S, int64_t dk, int64_t dv, const float *q, const float *k, const float *v,
+                       float log_alpha, float beta, float scale, float *o);
+    /* o = scale * q S, in the same order */
+    void (*delta_read)(const float *S, int64_t dk, int64_t dv, const float *q, float scale, float *o);
+
+    /* -- training -- */
+    /* C[m][n] = op(A) op(B) + beta C, row-major; ta: A is [k][m], tb: B is [n][k]; beta 0 or 1 */
+    void (*sgemm)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                  int64_t ldb, float beta, float *c, int64_t ldc);
+    /* tiles tile0..tile1 of w[out][in]: per-group absmean rounded to the stored grid, then the trits; `dequant` (NULL:
+     * not wanted) gets trit * scale as [out][in]. Exact */
+    void (*ternarise)(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
+                      uint8_t *codes, uint8_t *scales, float *dequant);
+    /* x[row][i] = q * scale. Exact */
+    void (*dequantise)(const struct chm_activation *a, int64_t width, float *x);
+    /* dx += dy * f'(x), y = f(x) at hand */
+    void (*unary_backward)(enum chm_unary op, const float *x, const float *y, const float *dy, int64_t n, float *dx);
+    void (*swiglu_backward)(const float *gate, const float *up, const float *dy, int64_t n, float *dgate, float *dup);
+    /* dx += ...; dweight[weight_rows * width] += ... (NULL: not wanted) */
+    void (*rmsnorm_backward)(const float *x, int64_t n, int64_t width, const float *weight, int64_t weight_rows,
+                             const float *rstd, const float *dy, float *dx, float *dweight);
+    void (*l2norm_backward)(const float *y, int64_t n, int64_t width, const float *rnorm, const float *dy, float *dx);
+    /* logits [rows][ld] become scale * (softmax - onehot) in place, and loss[row] gets -log p(target), in nats; a
+     * target < 0 is masked: zero loss and gradient */
+    void (*softmax_xent)(float *logits, int64_t rows, int64_t vocab, int64_t ld, const int32_t *target, float scale,
+                         float *loss);
+    /* one step of AdamW on n numbers; g is multiplied by gscale first; bc1 = 1 - beta1^t, bc2 = 1 - beta2^t */
+    void (*adamw)(float *w, const float *g, float *m, float *v, int64_t n, float gscale, float lr, float beta1,
+                  float beta2, float eps, float weight_decay, float bc1, float bc2);
+    /* The delta rule over `rows` <= 64 rows of one head, chunk form, S advanced in place. Strides in floats between
+     * rows; log_alpha and beta have stride gs. Gate sums in f64 */
+    void (*delta_chunk)(float *S, int64_t dk, int64_t dv, int64_t rows, const float *q, int64_t qs, const float *k,
+                        int64_t ks, const float *v, int64_t vs, const float *log_alpha, const float *beta, int64_t gs,
+                        float scale, float *o, int64_t os, float *scratch);
+    /* outputs of other questions over the same rows; S is the state before them */
+    void (*delta_chunk_read)(const float *S, int64_t dk, int64_t dv, int64_t rows, const float *q, int64_t qs,
+                             const float *k, int64_t ks, const float *v, int64_t vs, const float *log_alpha,
+                             const float *beta, int64_t gs, float scale, float *o, int64_t os, float *scratch);
+    /* Gradients, all += except dS (in: after the rows, out: before them). n_ask question sets q[a] with gradients
+     * do_[a]; the first is the write pass, later ones the reads; dq[a] NULL: not wanted; dS NULL: zero in, not wanted
+     * out. Any of dk.. NULL: not wanted */
+    void (*delta_chunk_backward)(const float *S, int64_t dk, int64_t dv, int64_t rows, int n_ask, const float *const *q,
+                                 int64_t qs, const float *k, int64_t ks, const float *v, int64_t vs,
+                                 const float *log_alpha, const float *beta, int64_t gs, float scale,
+                                 const float *const *do_, int64_t os, float *const *dq, float *dk_, float *dv_,
+                                 float *dlog_alpha, float *dbeta, float *dS, float *scratch);
+    void *reserved_slots[8];
+};
+/* scratch floats of the three chunk kernels */
+static inline size_t chm_delta_scratch(int64_t dk, int64_t dv) {
+    return (size_t)(64 * 64 * 8 + 64 * (dk + dv) * 6 + dk * dv * 2 + 64 * 32);
+}
+
+struct chm_backend_ops {
+    uint32_t size;
+    int32_t rank; /* higher wins where several fill a slot: scalar 0, avx2 200, avx512 500 */
+    struct chm_kernels kernels;
+};
+
+/* ---- Layers --------------------------------------------------------------------------------------------------------
+ */
+
+struct chm_layer_ops {
+    uint32_t size, reserved;
+    /* mandatory: declare parameters and state, keep the handles in `self`. Non-zero: chm_declare->fail was called */
+    int (*declare)(void *self, chm_declare *d, const chm_layer_info *info);
+    /* mandatory: x [rows, width], already normalised -> y [rows, width], to be added to the residual */
+    chm_tensor *(*forward)(const void *self, chm_graph *g, chm_tensor *x);
+    void *reserved_ops[4];
+};
+
+/* ---- Tokenizers ----------------------------------------------------------------------------------------------------
+ */
+
+struct chm_tokenizer_ops {
+    uint32_t size, reserved;
+    /* mandatory; data: the tokenizer's file, NULL and 0 when it needs none. self is instance_size bytes */
+    int (*init)(void *self, const struct chm_host *host, const void *data, size_t bytes);
+    void (*finish)(void *self); /* may be NULL */
+    int32_t (*vocab_size)(const void *self);
+    int32_t (*end_of_text)(const void *self); /* begins and ends documents; -1: none */
+    /* mandatory: writes at most `cap` ids, returns how many the text has (call again if more), or < 0 */
+    int64_t (*encode)(const void *self, const uint8_t *text, size_t bytes, int32_t *ids, size_t cap);
+    /* mandatory: the bytes of one id into out (at most cap), returns their number; 0 for specials; -1 for no such id */
+    int64_t (*decode)(const void *self, int32_t id, uint8_t *out, size_t cap);
+    /* bytes that concatenation may split: true when encode(a)+encode(b) = encode(ab) for every a, b */
+    bool splits_anywhere;
+    void *reserved_ops[4];
+};
+
+/* ---- Descriptor ----------------------------------------------------------------------------------------------------
+ */
+
+struct chm_plugin {
+    uint32_t magic, abi, size, kind;
+    const char *name;    /* "gd" */
+    const char *section; /* section of the card with its options, "gated_deltanet"; NULL: none */
+    const char *aliases; /* names a card may use besides, separated by spaces: "GD gated_deltanet" */
+    const char *version; /* "1.0.0" */
+    const char *licence; /* SPDX: "Apache-2.0" */
+    const char *summary; /* one line */
+    const struct chm_option *options;
+    uint32_t option_count, instance_size;
+    uint64_t cpu;          /* enum chm_cpu, all of them needed */
+    uint64_t capabilities; /* none defined yet: 0 */
+    const void *ops;       /* the struct of its kind */
+    const void *reserved[4];
+};
+
+#if defined(_WIN32)
+#define CHM_EXPORT __declspec(dllexport)
+#else
+#define CHM_EXPORT __attribute__((visibility("default")))
+#endif
+/* A static build links many plugins into one program: there each descriptor has a name of its own. */
+#ifdef CHM_STATIC_PLUGINS
+#define CHM_PLUGIN_SYMBOL(ident) chimera_plugin_##ident
+#else
+#define CHM_PLUGIN_SYMBOL(ident) chimera_plugin
+#endif
+#define CHM_PLUGIN(ident, ...)                                                                                         \
+    CHM_EXPORT extern const struct chm_plugin CHM_PLUGIN_SYMBOL(ident);                                                \
+    const struct chm_plugin CHM_PLUGIN_SYMBOL(ident) = {                                                               \
+        .magic = CHM_MAGIC, .abi = CHM_ABI, .size = sizeof(struct chm_plugin), .name = #ident, __VA_ARGS__}
+#define CHM_OPTIONS(table) .options = (table), .option_count = sizeof(table) / sizeof((table)[0])
+
+#ifdef __cplusplus
+}
+#endif
+#endif
