@@ -1,0 +1,95 @@
+/*
+ * card.h: model cards. JSON card, then ini overlays, then CHIMERA_* variables, then --set, checked against one schema
+ * and the option tables of the loaded plugins; every value remembers where it came from.
+ */
+#ifndef CHM_CARD_H
+#define CHM_CARD_H
+
+#include "plugin/registry.h"
+
+typedef struct chm_card chm_card;
+
+enum { CHM_MAX_LAYERS = 256 };
+
+enum chm_quant_method { CHM_QUANT_BITNET, CHM_QUANT_NONE };
+enum chm_embedding { CHM_EMBED_TERNARY, CHM_EMBED_INT8, CHM_EMBED_F32 };
+enum chm_schedule {
+    CHM_SCHEDULE_COSINE,
+    CHM_SCHEDULE_WSD,
+    CHM_SCHEDULE_LINEAR,
+    CHM_SCHEDULE_TWO_STAGE,
+    CHM_SCHEDULE_CONSTANT
+};
+
+/* What the runtime reads of a resolved card; chm_card_get() has the rest. Strings live as long as the card. */
+typedef struct chm_model_config {
+    int64_t width, ffn_width, layers, heads, head_dim, vocab;
+    double norm_eps, init_range;
+    bool norm_before_linear, tie_embeddings;
+    enum chm_quant_method quant;
+    int64_t weight_group, activation_block; /* 128, 64 */
+    enum chm_embedding embedding;           /* quantization.embedding: ternary | int8 | f32 */
+    const char *mixer[CHM_MAX_LAYERS];      /* plugin name of each layer, aliases resolved: "gd" */
+    const char *ffn[CHM_MAX_LAYERS];        /* "mlp" (or "moe") */
+    bool in_loop[CHM_MAX_LAYERS];
+    int64_t effective_depth;    /* residual writes: layers with those in the loop counted loop_default times */
+    const char *tokenizer;      /* tokenizer.type: "bytes" */
+    const char *tokenizer_file; /* files.tokenizer, or NULL */
+    int32_t eos, pad;           /* token_ids */
+} chm_model_config;
+
+typedef struct chm_train_config { /* training.phases[0], kind pretrain */
+    const char *name;
+    int64_t tokens;       /* default budget */
+    int64_t seq_len;      /* rows of one segment */
+    int64_t batch_tokens; /* rows of one optimiser step */
+    int64_t micro_tokens; /* rows run at once (gradients accumulate); 0: chosen */
+    int64_t carry;        /* segments a stream reads in a row with its state carried, before it jumps; 1: none */
+    double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
+    enum chm_schedule schedule;
+    int64_t warmup_steps;
+    double decay_fraction;                              /* wsd: last part of the run */
+    double stage_split, stage2_lr, stage2_weight_decay; /* bitnet_two_stage */
+    uint64_t seed;
+    int64_t report_interval_tokens; /* diagnostics.report_interval_tokens */
+} chm_train_config;
+
+/* One way a value was given. */
+struct chm_override {
+    const char *key; /* "gated_deltanet.chunk_size", alias sections ("gd.chunk_size") and phases by name
+                        ("training.phases.pretrain.lr" or "training.pretrain.lr") accepted */
+    const char *value;
+    const char *origin; /* "--set", "CHIMERA_...", "file.ini:3" */
+};
+
+struct chm_card_options {
+    const chm_registry *registry; /* never NULL */
+    const char *const *ini;       /* overlay files, in order */
+    size_t ini_count;
+    const char *const *set; /* "a.b=c" */
+    size_t set_count;
+    bool read_environment;
+};
+
+/* Loads, resolves and checks. On failure the sentence names file:line, the key, the accepted set and the nearest name.
+ */
+int chm_card_load(const char *path, const struct chm_card_options *options, chm_card **out);
+/* The same from memory; `name` stands for the path in messages. Used for the card inside a .b158 and by the fuzzer. */
+int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,
+                   chm_card **out);
+void chm_card_destroy(chm_card *card);
+
+const chm_model_config *chm_card_model(const chm_card *card);
+const chm_train_config *chm_card_train(const chm_card *card);
+/* A resolved value as JSON text, and where it came from ("card.json:41", "default", "--set"); NULL when unset. */
+const char *chm_card_get(const chm_card *card, const char *key, const char **origin);
+/* Fills a plugin's instance from its section: defaults, then the card's values. */
+int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugin, void *instance, chm_arena *arena);
+/* The resolved card as JSON, keys in the card's order, overrides applied: what a model file carries. Caller frees. */
+char *chm_card_json(const chm_card *card);
+/* Sections that were checked but whose module is not built: "name: why", NULL-terminated. */
+const char *const *chm_card_unbuilt(const chm_card *card);
+/* "key = value  origin" for every value, card order, into a string (chimera check --resolved). */
+int chm_card_resolved(const chm_card *card, chm_string *out);
+
+#endif

@@ -1,0 +1,76 @@
+/*
+ * registry.h: finding, checking and holding plugins; options; the kernel table of this machine.
+ */
+#ifndef CHM_REGISTRY_H
+#define CHM_REGISTRY_H
+
+#include "base/base.h"
+
+/* What the search met, in order: one entry a directory tried and one a file looked at. */
+struct chm_plugin_file {
+    char *path;
+    const struct chm_plugin *plugin; /* NULL when refused */
+    char *refused;                   /* why, one sentence; NULL when loaded */
+    bool is_directory;
+    const char *origin; /* "--plugin-path", "CHIMERA_PLUGIN_PATH", "build tree", "install directory", "built in" */
+    void *handle;
+};
+
+typedef struct chm_registry {
+    struct chm_plugin_file *files;
+    size_t file_count;
+    uint64_t cpu; /* features of this CPU (less those masked) */
+} chm_registry;
+
+struct chm_registry_options {
+    const char *plugin_path; /* colon-separated; NULL: none. Searched first */
+    uint64_t cpu_mask;       /* features to pretend are missing */
+};
+
+/* Searches --plugin-path, CHIMERA_PLUGIN_PATH, the build tree (when this library runs from it), the install directory;
+ * never the current directory. A name found twice: the first stands, the second is refused by name. One bad file never
+ * fails the whole; it is listed with its reason. */
+int chm_registry_init(chm_registry *r, const struct chm_registry_options *options);
+void chm_registry_finish(chm_registry *r);
+
+/* By name or alias, case-sensitive. NULL and a sentence with the nearest name when there is none. */
+const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind kind, const char *name);
+/* The i-th loaded plugin of a kind (0: any), in search order; NULL past the end. */
+const struct chm_plugin *chm_registry_at(const chm_registry *r, enum chm_kind kind, size_t i);
+/* The plugin whose card section this is, or NULL (no sentence). */
+const struct chm_plugin *chm_registry_section(const chm_registry *r, const char *section);
+const char *chm_kind_name(enum chm_kind kind); /* "layer" */
+/* The path it came from, or "built in". */
+const char *chm_registry_path(const chm_registry *r, const struct chm_plugin *plugin);
+
+/* CPU features of this machine, checked with the OS's support for the registers; and their names. */
+uint64_t chm_cpu_features(void);
+/* "avx2 fma f16c" into text (at most n bytes) */
+void chm_cpu_names(uint64_t features, char *text, size_t n);
+
+/* ---- kernels ---- */
+enum { CHM_MAX_SLOTS = 40 };
+typedef struct chm_kernel_choice {
+    struct chm_kernels kernels;
+    size_t slots;
+    const char *slot[CHM_MAX_SLOTS];    /* "ternary_matmul" */
+    const char *backend[CHM_MAX_SLOTS]; /* "avx2" */
+    bool exact[CHM_MAX_SLOTS];
+} chm_kernel_choice;
+/* Every slot from the highest ranked backend this CPU can run. `force` (or CHIMERA_BACKEND when NULL) names one
+ * backend, whose empty slots fall to scalar (training slots also to openblas when force is not "scalar"); with
+ * `require` an empty exact slot is an error instead. */
+int chm_kernels_choose(const chm_registry *r, const char *force, bool require, chm_kernel_choice *out);
+
+/* ---- options ---- */
+/* One option's text (JSON spelling, or bare words for strings) checked and stored at base + offset (base NULL: only
+ * checked). Lists and strings are allocated from `arena`. On failure the sentence says option, value, accepted set. */
+int chm_option_parse(const struct chm_option *o, const char *text, void *base, chm_arena *arena);
+int chm_option_defaults(const struct chm_option *table, uint32_t count, void *base, chm_arena *arena);
+const struct chm_option *chm_option_find(const struct chm_option *table, uint32_t count, const char *name);
+/* "integer 1..4096", "one of a, b", "list of 2 integers" */
+void chm_option_accepts(const struct chm_option *o, char *text, size_t n);
+/* "4096", "4k" no; "4M" = 4e6, "2T" = 2e12, "1B" = 1e9, "350M": decimal multipliers as the card writes them */
+int chm_parse_count(const char *text, int64_t *out);
+
+#endif
