@@ -1,0 +1,127 @@
+/*
+ * graph.h: the host's side of tensor.h. Parameters with storage, streams of state, one pass (context) at a time, the
+ * tape.
+ *
+ * Ownership: a context owns its arena; tensors and tape nodes die at the next chm_context_begin(). Streams own their
+ * state blob. Parameters belong to whoever declared them (core/model).
+ */
+#ifndef CHM_GRAPH_H
+#define CHM_GRAPH_H
+
+#include "base/base.h"
+
+/* ---- parameters ---- */
+enum chm_format { CHM_FORMAT_F32 = 0, CHM_FORMAT_TERNARY, CHM_FORMAT_INT8 };
+
+struct chm_param {
+    char *name; /* "layers.3.mixer.q" */
+    enum chm_role role;
+    enum chm_format format; /* what the linear runs */
+    chm_init init;
+    int rank;
+    int64_t shape[4];
+    int64_t count, out, in; /* out = shape[0], in = count / out */
+    int layer;              /* -1: not in a layer */
+    bool decay;             /* weight decay applies */
+    uint32_t stream;        /* Philox stream of its initialiser */
+
+    float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */
+    float *grad;                 /* training only */
+    float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
+    struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY */
+    struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */
+};
+
+/* ---- state ---- */
+typedef struct chm_state_item {
+    char *name; /* "layers.3.mixer.memory" */
+    enum chm_dtype type;
+    int64_t heads, elements; /* per head */
+    int rank;
+    int64_t shape[4];  /* of one head */
+    size_t head_bytes; /* padded to 64 */
+    size_t offset;     /* in the blob, 64-byte aligned; head h at offset + h * head_bytes */
+    int layer;
+} chm_state_item;
+
+typedef struct chm_state_layout {
+    chm_state_item *item;
+    int count;
+    size_t bytes; /* of one stream's blob */
+} chm_state_layout;
+size_t chm_dtype_bytes(enum chm_dtype type);
+
+/* One stream: a blob of every layer's state, and how far it has read. */
+typedef struct chm_stream_state {
+    const chm_state_layout *layout;
+    uint8_t *blob;
+    int64_t position; /* tokens read since the document began */
+} chm_stream_state;
+int chm_stream_init(chm_stream_state *s, const chm_state_layout *layout);
+void chm_stream_finish(chm_stream_state *s);
+void chm_stream_reset(chm_stream_state *s);
+void chm_stream_copy(chm_stream_state *to, const chm_stream_state *from); /* fork: same layout */
+
+/* ---- rows ---- */
+/* Parents come before their children. parent[r] is a row, or ~slot: the committed state of streams[slot]. A row at
+ * position 0 starts a document: its state is zero whatever its parent is. */
+typedef struct chm_rows {
+    int64_t count;
+    const int32_t *parent;
+    const int64_t *position;
+} chm_rows;
+
+enum chm_pass_flags {
+    CHM_PASS_COMMIT = 1, /* rows of a stream are one chain and accepted at once: states advance in place */
+    CHM_PASS_TRAIN = 2,  /* chunk forms and a tape; rows of a slot are contiguous and in order */
+    CHM_PASS_CARRY = 4,  /* with TRAIN: the slots' states are advanced too (detached) */
+    CHM_PASS_STEP = 8,   /* with TRAIN: forward through step and no tape for recurrences (tests) */
+};
+
+/* ---- context ---- */
+typedef struct chm_context chm_context;
+typedef chm_tensor *(*chm_tap_hook)(void *user, chm_graph *g, const char *name, chm_tensor *x);
+
+int chm_context_create(const struct chm_kernels *kernels, chm_pool *pool, const chm_state_layout *layout,
+                       float norm_eps, chm_context **out);
+void chm_context_destroy(chm_context *c);
+chm_graph *chm_context_graph(chm_context *c); /* what a layer's forward is handed */
+void chm_context_on_tap(chm_context *c, chm_tap_hook hook, void *user);
+size_t chm_context_bytes(const chm_context *c); /* arena high-water mark */
+
+/* Starts a pass; everything of the pass before is gone. `rows` and the arrays in it must stay until the next begin.
+ * `streams` may be NULL when no row names a slot whose position is not 0. */
+int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *const *streams, int slots,
+                      uint32_t flags);
+/* Tells operators which layer's code runs now: states[] numbers are resolved against it. first_state: index in the
+ * layout of the layer's state 0. */
+void chm_context_enter(chm_context *c, int layer, const char *part, int first_state);
+/* Loop pass, from 1. On passes after the first recurrences only read what pass 1 wrote at the same place. */
+void chm_context_loop(chm_context *c, int pass);
+/* A leaf: copies data (NULL: zeros). flags: CHM_TENSOR_GRAD. */
+chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags);
+/* Rows ids of a [vocab, width] embedding, as its stored format gives them back. */
+chm_tensor *chm_embed(chm_context *c, chm_param *table, const int32_t *ids, int64_t rows);
+/* Mean cross-entropy of logits [rows, vocab] against targets (< 0: masked), times `scale` in the gradient. Writes the
+ * summed loss (nats, f64 over rows in order) and starts the tape's gradient at the logits. Columns past `vocab` ignored
+ */
+int chm_cross_entropy(chm_context *c, chm_tensor *logits, const int32_t *target, int64_t vocab, float scale,
+                      double *loss_sum, int64_t *counted);
+/* Runs the tape backwards from the gradients set so far; parameter gradients accumulate into chm_param.grad. */
+int chm_backward(chm_context *c);
+/* After a pass without COMMIT: replays these rows (a path: each the parent of the next, the first one's parent a slot)
+ * into that slot's stream. The rest is forgotten; accepting nothing rewinds for free. */
+int chm_accept(chm_context *c, const int32_t *rows, int64_t count);
+/* The sentence of the first operator that failed in this pass goes to chm_error(); CHM_OK when none did. */
+int chm_context_status(chm_context *c);
+
+/* ---- storage of packed formats ---- */
+/* bytes of the two arrays of a packed parameter (codes or q; scales), 64-byte padded */
+size_t chm_param_code_bytes(const chm_param *p, int64_t group);
+size_t chm_param_scale_bytes(const chm_param *p, int64_t group);
+/* value -> packed form and dequant, in parallel; exact */
+int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool);
+/* row `row` of a parameter as the file gives it back */
+void chm_param_row(const chm_param *p, int64_t row, float *out);
+
+#endif

@@ -1,0 +1,96 @@
+/*
+ * model.h: a card's layer pattern made real: plugins instantiated, parameters declared and stored, one forward for all.
+ */
+#ifndef CHM_MODEL_H
+#define CHM_MODEL_H
+
+#include "config/card.h"
+#include "graph/graph.h"
+
+typedef struct chm_layer {
+    const struct chm_plugin *plugin;
+    const struct chm_layer_ops *ops;
+    void *self;
+    chm_param *norm; /* of the residual block */
+    int first_state; /* index in layout */
+    int first_param, params;
+} chm_layer;
+
+typedef struct chm_model {
+    chm_card *card; /* owned */
+    const chm_model_config *config;
+    const chm_registry *registry;
+    chm_param **param; /* in file order: embedding, layers.0.mixer..., final norm */
+    int params;
+    chm_state_layout layout;
+    chm_layer *mixer, *ffn; /* [layers] */
+    chm_param *embedding, *final_norm;
+    chm_arena arena; /* declarations, instances, options */
+    void *storage;   /* of values when not mapped */
+    bool trainable;
+    chm_map map; /* the .b158 it was opened from */
+    struct chm_safetensors *file;
+    char *path;
+} chm_model;
+
+/* Takes the card over (also on failure). Declares everything; no storage yet. A layer whose plugin is missing is
+ * refused by name. */
+int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **out);
+void chm_model_destroy(chm_model *m);
+/* Storage for training: value, grad, dequant and packed forms of every parameter. */
+int chm_model_allocate(chm_model *m);
+/* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */
+int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
+/* Latent values -> packed forms, for every quantised parameter. */
+int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
+/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
+ * want[r] is set get logits (NULL: all rows), the result has as many rows. */
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want);
+/* One layer or ffn alone, as the stack would run it. */
+int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
+
+/* ---- .b158 (core/model/b158.c) ---- */
+/* Writes the packed model, atomically. */
+int chm_model_save(const chm_model *m, const char *path);
+/* Maps a .b158; the card is inside. verify: check every tensor's hash too. */
+int chm_model_open(const char *path, const chm_registry *registry, const struct chm_card_options *options, bool verify,
+                   chm_model **out);
+
+/* ---- safetensors (core/model/safetensors.c) ---- */
+enum chm_st_dtype {
+    CHM_ST_U8,
+    CHM_ST_I8,
+    CHM_ST_F32,
+    CHM_ST_F64,
+    CHM_ST_I32,
+    CHM_ST_I64,
+    CHM_ST_U64,
+    CHM_ST_F16,
+    CHM_ST_BF16
+};
+typedef struct chm_st_tensor {
+    const char *name;
+    enum chm_st_dtype dtype;
+    int rank;
+    int64_t shape[8];
+    const uint8_t *data;
+    uint64_t bytes;
+} chm_st_tensor;
+typedef struct chm_safetensors {
+    chm_st_tensor *tensor; /* file order */
+    int count;
+    const char *const *meta_key;
+    const char *const *meta_value;
+    int metas;
+    void *owned;
+} chm_safetensors;
+/* Every offset, overlap, gap, dtype and shape checked; `name` stands for the file in messages. data must outlive it. */
+int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes, chm_safetensors **out);
+void chm_safetensors_destroy(chm_safetensors *s);
+const chm_st_tensor *chm_safetensors_find(const chm_safetensors *s, const char *name); /* NULL: no sentence */
+const char *chm_safetensors_meta(const chm_safetensors *s, const char *key);
+/* Atomic write. Tensors in the order given; align: pad tensors "_pad.N" keep every tensor on 64 bytes. */
+int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                          const char *const *meta_value, int metas, bool align);
+
+#endif
