@@ -1,0 +1,222 @@
+/*
+ * chimera.h: embed Chimera. Open a runtime, check cards, train, open models, score, generate; the `chimera` command is
+ * written with nothing else.
+ *
+ * Ownership: what a *_create or *_open gives is yours to *_destroy (NULL is fine). Strings handed out stay the
+ * library's and live as long as the object they came from, unless a function says "free with chm_text_free".
+ *
+ * Errors: functions return enum chm_status (also the exit code of the command); chm_error() has this thread's sentence.
+ * Threads: a runtime and what was made from it is used by one thread at a time; it runs threads of its own.
+ */
+#ifndef CHIMERA_CHIMERA_H
+#define CHIMERA_CHIMERA_H
+
+#include <chimera/tensor.h> /* enum chm_status */
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__) && !defined(CHM_PUBLIC)
+#define CHM_PUBLIC __attribute__((visibility("default")))
+#endif
+
+/* The last failure's sentence of this thread, "" when there was none. Several problems are separated by newlines. */
+CHM_PUBLIC const char *chm_error(void);
+CHM_PUBLIC const char *chm_version(void); /* "0.1.0" */
+
+/* Format of a table or report: "text", "json", "csv" or "md". */
+typedef enum chm_output { CHM_OUTPUT_TEXT, CHM_OUTPUT_JSON, CHM_OUTPUT_CSV, CHM_OUTPUT_MD } chm_output;
+
+/* ---- runtime: plugins, kernels, threads -------------------------------------------------------------------------- */
+
+typedef struct chm_runtime chm_runtime;
+typedef struct chm_runtime_options {
+    uint32_t size;           /* sizeof(chm_runtime_options) */
+    int32_t threads;         /* 1..256; 0: CHIMERA_THREADS, else the CPUs this process may use */
+    const char *plugin_path; /* colon-separated absolute directories, searched first; NULL: none */
+    const char *backend;     /* force one kernel backend; NULL: CHIMERA_BACKEND, else the best of each slot */
+    bool require_backend;    /* refuse when `backend` leaves an inference slot to another */
+    int32_t verbosity;       /* -1 quiet, 0, 1 */
+} chm_runtime_options;
+CHM_PUBLIC int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out);
+CHM_PUBLIC void chm_runtime_destroy(chm_runtime *r);
+CHM_PUBLIC int chm_runtime_threads(const chm_runtime *r);
+
+/* Reports write to `out`. */
+CHM_PUBLIC int chm_doctor(chm_runtime *r, chm_output format, FILE *out);
+CHM_PUBLIC int chm_plugins_list(chm_runtime *r, const char *kind /* NULL: all */, chm_output format, FILE *out);
+CHM_PUBLIC int chm_plugins_show(chm_runtime *r, const char *name, chm_output format, FILE *out);
+
+/* ---- cards ---------------------------------------------------------------------------------------------------------
+ */
+
+/* How a card is resolved: card, then ini files in order, then CHIMERA_* variables, then sets. */
+typedef struct chm_overlay {
+    uint32_t size;
+    uint32_t ini_count, set_count;
+    uint32_t no_environment; /* 1: leave CHIMERA_* alone */
+    const char *const *ini;
+    const char *const *set; /* "section.key=value" */
+} chm_overlay;
+/* Checks a card: the verdict, the layer table, parameters and bytes per part, what is checked but not built.
+ * resolved: every value with its origin too. A refused card: CHM_E_CONFIG. */
+CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *overlay, bool resolved, chm_output format,
+                         FILE *out);
+/* Writes an untrained model. */
+CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card, const chm_overlay *overlay, uint64_t seed,
+                              const char *path);
+
+/* ---- training ------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct chm_progress {
+    uint32_t size;
+    int64_t step, tokens, total_tokens;
+    double loss;          /* nats per token, mean since the last report */
+    double bits_per_byte; /* of the same */
+    double learning_rate, gradient_norm;
+    double tokens_per_second, seconds, eta_seconds;
+    double validation_bits_per_byte; /* NaN between validations */
+    const char *message; /* a line for the log instead of numbers (forecast, calibration, checkpoint); or NULL */
+} chm_progress;
+
+typedef struct chm_train_options {
+    uint32_t size;
+    uint32_t data_count, validation_count;
+    const char *card;
+    const chm_overlay *overlay;
+    const char *const *data;       /* files, each a document */
+    const char *const *validation; /* held-out files; none: no validation */
+    const char *out;               /* run directory: model.b158, checkpoint, log.jsonl, card.json */
+    double seconds;                /* wall budget, calibrated and frozen into tokens; 0: none */
+    int64_t tokens;                /* 0: the card's */
+    bool resume;
+    bool dry_run;              /* forecast only */
+    double checkpoint_seconds; /* interval; 0: 60 */
+    void (*progress)(void *user, const chm_progress *p);
+    void *user;
+    const volatile int *stop; /* becomes non-zero to stop after the step and save; or NULL */
+} chm_train_options;
+typedef struct chm_train_result {
+    uint32_t size;
+    int64_t steps, tokens, parameters;
+    double loss, seconds, validation_bits_per_byte; /* NaN: no validation */
+    bool finished;                                  /* false: stopped before its budget */
+    char model[4096];                               /* path of the packed model */
+} chm_train_result;
+/* CHM_E_INTERRUPTED when stopped by `stop` with everything saved. */
+CHM_PUBLIC int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result);
+
+/* ---- models --------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct chm_model chm_model;
+CHM_PUBLIC int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool verify, chm_model **out);
+CHM_PUBLIC void chm_close(chm_model *m);
+CHM_PUBLIC int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out);
+CHM_PUBLIC int32_t chm_vocab(const chm_model *m);
+CHM_PUBLIC int32_t chm_end_of_text(const chm_model *m);
+/* Text <-> tokens. encode: writes at most cap ids, returns how many there are, < 0 on failure. decode: bytes of one id,
+ * returns how many (0 for specials), < 0 for no such id. */
+CHM_PUBLIC int64_t chm_encode(const chm_model *m, const void *text, size_t bytes, int32_t *ids, size_t cap);
+CHM_PUBLIC int64_t chm_decode(const chm_model *m, int32_t id, void *out, size_t cap);
+
+/* A stream: a position in some text, and a state of fixed size. */
+typedef struct chm_stream chm_stream;
+CHM_PUBLIC int chm_stream_open(chm_runtime *r, chm_model *m, chm_stream **out);
+CHM_PUBLIC void chm_stream_close(chm_stream *s);
+CHM_PUBLIC void chm_stream_restart(chm_stream *s);                     /* a new document */
+CHM_PUBLIC int chm_stream_fork(const chm_stream *s, chm_stream **out); /* independent from here on */
+CHM_PUBLIC int64_t chm_stream_position(const chm_stream *s);
+CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s); /* of its state */
+/* Reads n tokens; logits of the last one (chm_vocab floats, the stream's until its next call) unless NULL. Splitting a
+ * text over calls in any way gives the same bytes. */
+CHM_PUBLIC int chm_stream_feed(chm_stream *s, const int32_t *ids, int64_t n, const float **logits);
+/* As feed, but logits of all n rows into the caller's n * chm_vocab floats. */
+CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n, float *logits);
+/* Tries n rows of a tree without moving the stream: parent[i] is an earlier row or -1 (the stream). Logits of every row
+ * as feed_all. chm_stream_accept then advances along a path of those rows; feeding instead forgets them. */
+CHM_PUBLIC int chm_stream_try(chm_stream *s, const int32_t *ids, const int32_t *parent, int64_t n, float *logits);
+CHM_PUBLIC int chm_stream_accept(chm_stream *s, const int32_t *path, int64_t n);
+
+typedef struct chm_sampling {
+    uint32_t size;
+    int32_t top_k;         /* 0: off */
+    double temperature;    /* 0: the most likely token, lowest id on ties */
+    double top_p;          /* 1: off */
+    double min_p;          /* 0: off; arXiv:2407.01082 */
+    double repeat_penalty; /* 1: off; arXiv:1909.05858 */
+    int32_t repeat_last;   /* tokens it looks back on */
+    uint64_t seed;
+} chm_sampling;
+/* The card's generation section. */
+CHM_PUBLIC void chm_sampling_defaults(const chm_model *m, chm_sampling *out);
+typedef struct chm_generate_result {
+    uint32_t size;
+    int64_t prompt_tokens, tokens;
+    double prefill_seconds, decode_seconds;
+    bool ended; /* the model ended the text itself */
+} chm_generate_result;
+/* Feeds the prompt, then samples up to n tokens (stops at end of text). emit gets each token's bytes; non-zero stops.
+ */
+CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, const chm_sampling *sampling,
+                            int (*emit)(void *user, const void *text, size_t bytes), void *user,
+                            chm_generate_result *result);
+
+/* ---- measuring -----------------------------------------------------------------------------------------------------
+ */
+
+typedef struct chm_eval_options {
+    uint32_t size;
+    uint32_t data_count;
+    const char *const *data; /* files, each a document read from a fresh state */
+    const char *logits;      /* path: raw f32 [tokens, vocab] of every prediction; NULL: none */
+    int64_t split;           /* rows per pass, 1..; 0: the default. The result does not depend on it */
+    int64_t limit_bytes;     /* 0: everything */
+    void (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+    const volatile int *stop;
+} chm_eval_options;
+typedef struct chm_eval_result {
+    uint32_t size;
+    double bits_per_byte, nats; /* nats: summed */
+    int64_t bytes, tokens;
+    double seconds, tokens_per_second;
+} chm_eval_result;
+CHM_PUBLIC int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result);
+/* The kernels that run, as "slot=backend ..." ; free with chm_text_free. */
+CHM_PUBLIC char *chm_kernels_used(chm_runtime *r);
+CHM_PUBLIC void chm_text_free(char *text);
+
+typedef struct chm_bench_options {
+    uint32_t size;
+    int32_t repeats;                       /* 0: 5 */
+    int64_t prefill_tokens, decode_tokens; /* 0: 256, 64 */
+} chm_bench_options;
+/* Rows prefill and decode: tokens_per_second (median of repeats), bytes_per_token, bandwidth_fraction (bytes per token
+ * * rate / read bandwidth measured in the same run), kernels. */
+CHM_PUBLIC int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, chm_output format, FILE *out);
+
+/* ---- one layer alone ------------------------------------------------------------------------------------------------
+ */
+
+typedef struct chm_layer_options {
+    uint32_t size;
+    const char *plugin;         /* "gd" */
+    const chm_overlay *overlay; /* num_heads, head_dim, quantization.method and the plugin's own options */
+    const char *in, *out;       /* safetensors; names in docs/reference.md */
+    bool grad;                  /* dx, parameter and initial-state gradients */
+    bool step;                  /* run step, else chunk */
+    double tolerance;           /* layer_test: rms error / rms; 0: the default of each test */
+    int64_t rows;               /* layer_test: 0: 77 */
+} chm_layer_options;
+CHM_PUBLIC int chm_layer_run(chm_runtime *r, const chm_layer_options *options);
+/* The generated tests: split, causality, finite differences, fork, read, tree. CHM_E_VERDICT when one fails. */
+CHM_PUBLIC int chm_layer_test(chm_runtime *r, const chm_layer_options *options, chm_output format, FILE *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
