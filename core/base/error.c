@@ -1,0 +1,55 @@
+/* error.c: the sentence of the last failure, one a thread, and the log. */
+#include "base/base.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+enum { SENTENCE = 2048 };
+
+static _Thread_local char sentence[SENTENCE];
+static _Atomic int log_level = CHM_LOG_INFO;
+
+int chm_fail(int status, const char *format, ...) {
+    /* By way of a second buffer: an argument may be chm_error() itself. */
+    char text[SENTENCE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    memcpy(sentence, text, strlen(text) + 1);
+    return status;
+}
+
+int chm_fail_prefix(int status, const char *format, ...) {
+    char prefix[SENTENCE], text[SENTENCE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(prefix, sizeof prefix, format, args);
+    va_end(args);
+    size_t n = strlen(prefix), rest = strlen(sentence);
+    memcpy(text, prefix, n);
+    for (const char *c = ": "; *c && n < sizeof text - 1; c++) text[n++] = *c;
+    rest = CHM_MIN(rest, sizeof text - 1 - n); /* what does not fit is cut */
+    memcpy(text + n, sentence, rest);
+    text[n + rest] = 0;
+    memcpy(sentence, text, n + rest + 1);
+    return status;
+}
+
+/* Public (chimera.h). */
+CHM_EXPORT const char *chm_error(void) { return sentence; }
+
+void chm_log_set_level(enum chm_log_level level) { atomic_store(&log_level, (int)level); }
+
+void chm_log(enum chm_log_level level, const char *format, ...) {
+    static const char *const names[] = {
+        [CHM_LOG_ERROR] = "error: ", [CHM_LOG_WARN] = "warning: ", [CHM_LOG_INFO] = "", [CHM_LOG_DEBUG] = "debug: "};
+    if ((int)level < CHM_LOG_ERROR || (int)level > CHM_LOG_DEBUG || (int)level > atomic_load(&log_level)) return;
+    char text[SENTENCE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    /* One call a line, so that lines of several threads do not mix. */
+    fprintf(stderr, "chimera: %s%s\n", names[level], text);
+}

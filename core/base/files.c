@@ -1,0 +1,215 @@
+/* files.c: reading whole files, mapping them, and writing them so that a reader sees the old one or the new one. */
+#include "base/base.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- reading ---- */
+
+int chm_map_open(chm_map *m, const char *path) {
+    int status = CHM_OK;
+    struct stat st;
+    memset(m, 0, sizeof *m);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", path, strerror(errno));
+    if (fstat(fd, &st)) {
+        status = chm_fail(CHM_E_DATA, "%s: cannot stat: %s", path, strerror(errno));
+        goto out;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        status = chm_fail(CHM_E_DATA, "%s: not a regular file", path);
+        goto out;
+    }
+    if (st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p == MAP_FAILED) {
+            status =
+                chm_fail(CHM_E_DATA, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(errno));
+            goto out;
+        }
+        m->mapping = p;
+        m->data = p;
+        m->size = (uint64_t)st.st_size;
+    }
+out:
+    close(fd);
+    return status;
+}
+
+void chm_map_close(chm_map *m) {
+    if (m->mapping) munmap(m->mapping, (size_t)m->size);
+    memset(m, 0, sizeof *m);
+}
+
+int chm_read_file(const char *path, uint64_t limit, char **text, size_t *size) {
+    int status = CHM_OK;
+    chm_string s = {0};
+    *text = NULL;
+    *size = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", path, strerror(errno));
+    for (;;) {
+        char buffer[16384];
+        ssize_t n = read(fd, buffer, sizeof buffer);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) {
+            status = chm_fail(CHM_E_DATA, "%s: cannot read: %s", path, strerror(errno));
+            goto out;
+        }
+        if ((uint64_t)n > limit - s.length) {
+            status = chm_fail(CHM_E_DATA, "%s: longer than the %llu bytes such a file may have", path,
+                              (unsigned long long)limit);
+            goto out;
+        }
+        chm_string_add_bytes(&s, buffer, (size_t)n);
+        if (s.failed) {
+            status = chm_fail_prefix(CHM_E_MEMORY, "%s", path);
+            goto out;
+        }
+        if (n == 0) break;
+    }
+    *text = s.text;
+    *size = s.length;
+    s.text = NULL;
+out:
+    close(fd);
+    chm_string_finish(&s);
+    return status;
+}
+
+/* ---- writing ---- */
+
+int chm_writer_open(chm_writer *w, const char *path) {
+    struct stat st;
+    int fd = -1, status = CHM_OK;
+    memset(w, 0, sizeof *w);
+    bool exists = stat(path, &st) == 0;
+    if (exists && S_ISDIR(st.st_mode)) return chm_fail(CHM_E_DATA, "%s: is a directory, not a file to write", path);
+    if (exists && S_ISREG(st.st_mode)) {
+        /* Through symbolic links: the file is replaced, not the link to it. */
+        char *real = realpath(path, NULL);
+        if (real) {
+            w->path = chm_strdup(real);
+            free(real);
+        }
+    }
+    if (!w->path) w->path = chm_strdup(path);
+    if (!w->path) return CHM_E_MEMORY;
+    /* A device or a pipe (/dev/stdout, /dev/null) is written to and never replaced. */
+    bool direct = exists && !S_ISREG(st.st_mode);
+    if (!direct) {
+        w->temporary = chm_format("%s.tmp-%ld", w->path, (long)getpid());
+        if (!w->temporary) {
+            status = CHM_E_MEMORY;
+            goto failed;
+        }
+    }
+    const char *name = direct ? w->path : w->temporary;
+    fd = open(name, direct ? O_WRONLY | O_CLOEXEC : O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        chm_free(w->temporary);
+        w->temporary = NULL; /* not ours to remove */
+        goto failed;
+    }
+    if (!direct && exists) (void)!fchmod(fd, st.st_mode & 07777);
+    w->file = fdopen(fd, "wb");
+    if (!w->file) {
+        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        close(fd);
+        goto failed;
+    }
+    return CHM_OK;
+failed:
+    chm_writer_abandon(w);
+    return status;
+}
+
+int chm_writer_write(chm_writer *w, const void *data, size_t bytes) {
+    if (bytes && fwrite(data, 1, bytes, w->file) != bytes)
+        return chm_fail(CHM_E_DATA, "%s: cannot write: %s", w->path, strerror(errno));
+    return CHM_OK;
+}
+
+/* The name itself is safe only once its directory is. Not every file system can, so failure here is not one. */
+static void sync_directory(const char *path) {
+    const char *slash = strrchr(path, '/');
+    char *directory = !slash          ? chm_strdup(".")
+                      : slash == path ? chm_strdup("/")
+                                      : chm_format("%.*s", (int)(slash - path), path);
+    if (!directory) return;
+    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)!fsync(fd);
+        close(fd);
+    }
+    chm_free(directory);
+}
+
+int chm_writer_commit(chm_writer *w) {
+    int status = CHM_OK;
+    bool bad = ferror(w->file) != 0;
+    if (fflush(w->file)) bad = true;
+    if (!bad && w->temporary && fsync(fileno(w->file))) bad = true;
+    int error = bad ? errno : 0;
+    if (fclose(w->file) && !bad) {
+        bad = true;
+        error = errno;
+    }
+    w->file = NULL;
+    if (!bad && w->temporary && rename(w->temporary, w->path)) {
+        bad = true;
+        error = errno;
+    }
+    if (bad) {
+        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", w->path, error ? strerror(error) : "write error");
+    } else if (w->temporary) {
+        sync_directory(w->path);
+        chm_free(w->temporary);
+        w->temporary = NULL;
+    }
+    chm_writer_abandon(w);
+    return status;
+}
+
+void chm_writer_abandon(chm_writer *w) {
+    if (w->file) fclose(w->file);
+    if (w->temporary) unlink(w->temporary);
+    chm_free(w->temporary);
+    chm_free(w->path);
+    memset(w, 0, sizeof *w);
+}
+
+int chm_make_directory(const char *path) {
+    int status = CHM_OK;
+    struct stat st;
+    char *copy = chm_strdup(path);
+    if (!copy) return CHM_E_MEMORY;
+    size_t n = strlen(copy);
+    for (size_t i = 1; i <= n; i++) {
+        if (copy[i] != '/' && copy[i] != 0) continue;
+        char kept = copy[i];
+        copy[i] = 0;
+        if (mkdir(copy, 0777)) {
+            int error = errno;
+            if (stat(copy, &st) != 0) {
+                status = chm_fail(CHM_E_DATA, "%s: cannot make directory %s: %s", path, copy, strerror(error));
+                goto out;
+            }
+            if (!S_ISDIR(st.st_mode)) {
+                status = chm_fail(CHM_E_DATA, "%s: cannot make directory: %s is a file", path, copy);
+                goto out;
+            }
+        }
+        copy[i] = kept;
+    }
+    if (n == 0) status = chm_fail(CHM_E_DATA, "cannot make a directory without a name");
+out:
+    chm_free(copy);
+    return status;
+}

@@ -1,0 +1,70 @@
+/* memory.c: the one door to the heap. Tests make the n-th allocation fail here. */
+#include "base/base.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+static atomic_long fail_after = -1;
+static atomic_uint_fast64_t allocations;
+
+void chm_alloc_fail_after(long n) { atomic_store(&fail_after, n < 0 ? -1 : n); }
+uint64_t chm_alloc_count(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
+
+/* Whether this allocation may go ahead. Several threads share one countdown. */
+static bool allowed(void) {
+    long left = atomic_load_explicit(&fail_after, memory_order_relaxed);
+    while (left > 0) {
+        if (atomic_compare_exchange_weak(&fail_after, &left, left - 1)) break;
+    }
+    return left != 0;
+}
+
+static void *counted(void *p, size_t bytes) {
+    if (!p) {
+        chm_fail(CHM_E_MEMORY, "out of memory: %zu bytes could not be had", bytes);
+        return NULL;
+    }
+    atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
+    return p;
+}
+
+void *chm_alloc(size_t bytes) { return counted(allowed() ? calloc(1, bytes ? bytes : 1) : NULL, bytes); }
+
+void *chm_alloc_aligned(size_t bytes) {
+    void *p = NULL;
+    if (bytes <= SIZE_MAX - 64) {
+        size_t rounded = bytes ? (bytes + 63) & ~(size_t)63 : 64;
+        if (allowed()) p = aligned_alloc(64, rounded);
+        if (p) memset(p, 0, rounded);
+    }
+    return counted(p, bytes);
+}
+
+void *chm_realloc(void *p, size_t bytes) { return counted(allowed() ? realloc(p, bytes ? bytes : 1) : NULL, bytes); }
+
+char *chm_strdup(const char *s) {
+    size_t n = strlen(s) + 1;
+    char *copy = chm_alloc(n);
+    if (copy) memcpy(copy, s, n);
+    return copy;
+}
+
+char *chm_format(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    if (n < 0) {
+        chm_fail(CHM_E_INTERNAL, "cannot format '%s'", format);
+        return NULL;
+    }
+    char *text = chm_alloc((size_t)n + 1);
+    if (!text) return NULL;
+    va_start(args, format);
+    vsnprintf(text, (size_t)n + 1, format, args);
+    va_end(args);
+    return text;
+}
+
+void chm_free(void *p) { free(p); }
