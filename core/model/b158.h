@@ -1,0 +1,53 @@
+/*
+ * b158.h: the parts of the .b158 reader and writer that stand without a model, shared with inspect and the tests.
+ *
+ * A .b158 is a valid safetensors file. A ternary parameter NAME is two tensors, `NAME.codes` U8 [tiles, superblocks *
+ * 1024] and `NAME.scales` U8 [tiles, 64 + 16 * groups] (struct chm_ternary says what is in them); an int8 one is
+ * `NAME.q` I8 [out, blocks * 64] and `NAME.scale` F32 [out]; any other is NAME, F32 with its own shape. Largest first,
+ * every tensor on 64 bytes, gaps filled by zeros named `_pad.N`.
+ *
+ * __metadata__: format "chimera.b158"; format_version "1"; tokenizer, and tokenizer_hash when it has a file of its own;
+ * parameters and embedding_parameters, counts of weights; encoding.NAME of every parameter ("t2;out=O;in=I;group=G",
+ * "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes in hex; card_hash, the same of card; card, the
+ * resolved card as JSON; trained.KEY, what is known of its training.
+ */
+#ifndef CHM_B158_H
+#define CHM_B158_H
+
+#include "model/model.h"
+
+#define CHM_B158_FORMAT  "chimera.b158"
+#define CHM_B158_VERSION "1"
+
+/* One entry of __metadata__. */
+typedef struct chm_b158_note {
+    const char *key, *value;
+} chm_b158_note;
+
+/* Writes packed parameters and the card's text, atomically. Names in `param` are unique. */
+int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
+                   const chm_b158_note *note, int notes);
+/* chm_model_save() with what is known of the training: "trained.tokens" and the like. Keys must begin "trained.". */
+int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *note, int notes);
+
+/* Is this safetensors file a .b158 of a version we read, with a card whose hash is right? */
+int chm_b158_check(const char *name, const chm_safetensors *file);
+/* Points every parameter's packed form (or value) into the file, once encoding, shape, place and scales are as the
+ * parameter's declaration (name, format, shape, out, in; `group` for ternary) wants them, and nothing is left over. */
+int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,
+                  bool verify);
+/* The same checks on one tensor's bytes, without a card: hash and padding. */
+int chm_b158_verify_tensor(const char *name, const chm_safetensors *file, const chm_st_tensor *t);
+bool chm_b158_is_padding(const char *tensor_name); /* "_pad.0" */
+
+/* A name out of a file, fit for a sentence: control characters and what is not ASCII replaced, cut at 80 bytes. */
+typedef struct chm_quoted {
+    char text[84];
+} chm_quoted;
+chm_quoted chm_quote(const char *name);
+const char *chm_st_dtype_name(enum chm_st_dtype type); /* "F32" */
+size_t chm_st_dtype_bytes(enum chm_st_dtype type);
+/* "[3, 4]" */
+void chm_st_shape_text(const chm_st_tensor *t, char *text, size_t n);
+
+#endif
