@@ -55,7 +55,7 @@ size_t chm_dtype_bytes(enum chm_dtype type);
 typedef struct chm_stream_state {
     const chm_state_layout *layout;
     uint8_t *blob;
-    int64_t position; /* tokens read since the document began */
+    int64_t position; /* tokens read since the document began; kept by whoever feeds the stream, not by passes */
 } chm_stream_state;
 int chm_stream_init(chm_stream_state *s, const chm_state_layout *layout);
 void chm_stream_finish(chm_stream_state *s);
@@ -89,6 +89,10 @@ chm_graph *chm_context_graph(chm_context *c); /* what a layer's forward is hande
 void chm_context_on_tap(chm_context *c, chm_tap_hook hook, void *user);
 size_t chm_context_bytes(const chm_context *c); /* arena high-water mark */
 
+/* Gradients of the streams' states, one blob a slot in the state's layout (f32 items only): before chm_backward the
+ * gradient of the state after the pass, afterwards that of the state before it. Call after begin; NULL: zero, not
+ * wanted */
+void chm_context_state_gradients(chm_context *c, uint8_t *const *blob);
 /* Starts a pass; everything of the pass before is gone. `rows` and the arrays in it must stay until the next begin.
  * `streams` may be NULL when no row names a slot whose position is not 0. */
 int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *const *streams, int slots,
@@ -98,6 +102,7 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
 void chm_context_enter(chm_context *c, int layer, const char *part, int first_state);
 /* Loop pass, from 1. On passes after the first recurrences only read what pass 1 wrote at the same place. */
 void chm_context_loop(chm_context *c, int pass);
+int64_t chm_context_rows(const chm_context *c); /* of the pass */
 /* A leaf: copies data (NULL: zeros). flags: CHM_TENSOR_GRAD. */
 chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags);
 /* Rows ids of a [vocab, width] embedding, as its stored format gives them back. */
@@ -112,6 +117,8 @@ int chm_backward(chm_context *c);
 /* After a pass without COMMIT: replays these rows (a path: each the parent of the next, the first one's parent a slot)
  * into that slot's stream. The rest is forgotten; accepting nothing rewinds for free. */
 int chm_accept(chm_context *c, const int32_t *rows, int64_t count);
+/* Records the first failure of the pass; returns NULL for `return chm_refuse(...)`. */
+void *chm_refuse(chm_context *c, int status, const char *format, ...) CHM_PRINTF(3, 4);
 /* The sentence of the first operator that failed in this pass goes to chm_error(); CHM_OK when none did. */
 int chm_context_status(chm_context *c);
 

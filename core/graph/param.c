@@ -1,0 +1,111 @@
+#include "graph/graph.h"
+#include <math.h>
+#include <string.h>
+
+static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
+
+size_t chm_param_code_bytes(const chm_param *p, int64_t group) {
+    (void)group;
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        return (size_t)(chm_ternary_tiles(p->out) * chm_ternary_superblocks(p->in) * 1024);
+    case CHM_FORMAT_INT8:
+        return (size_t)(p->out * ((p->in + 63) / 64) * 64);
+    case CHM_FORMAT_F32:
+        break;
+    }
+    return 0;
+}
+
+size_t chm_param_scale_bytes(const chm_param *p, int64_t group) {
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        return round64((size_t)(chm_ternary_tiles(p->out) * chm_ternary_scale_stride(p->in, group)));
+    case CHM_FORMAT_INT8:
+        return round64((size_t)p->out * sizeof(float));
+    case CHM_FORMAT_F32:
+        break;
+    }
+    return 0;
+}
+
+struct quantise_job {
+    chm_param *p;
+    const struct chm_kernels *k;
+};
+
+static void quantise_ternary(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const struct quantise_job *job = arg;
+    const struct chm_ternary *t = &job->p->ternary;
+    /* The table types its arrays const because inference maps them; in training they are this parameter's own. */
+    job->k->ternarise(job->p->value, t->out, t->in, t->group, begin, end, (uint8_t *)(uintptr_t)t->codes,
+                      (uint8_t *)(uintptr_t)t->scales, job->p->dequant);
+}
+
+static void quantise_int8(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const struct quantise_job *job = arg;
+    const chm_param *p = job->p;
+    int8_t *q = (int8_t *)(uintptr_t)p->int8.q;
+    float *scale = (float *)(uintptr_t)p->int8.scale;
+    for (int64_t r = begin; r < end; r++) {
+        const float *w = p->value + r * p->in;
+        int8_t *out = q + r * p->int8.blocks * 64;
+        float top = 0;
+        for (int64_t i = 0; i < p->in; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
+        const float s = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0;
+        scale[r] = s;
+        for (int64_t i = 0; i < p->in; i++) {
+            float v = rintf(w[i] * inverse);
+            v = v > 127 ? 127 : v < -127 ? -127 : v;
+            out[i] = (int8_t)v;
+            if (p->dequant) p->dequant[r * p->in + i] = v * s;
+        }
+        memset(out + p->in, 0, (size_t)(p->int8.blocks * 64 - p->in));
+    }
+}
+
+int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool) {
+    struct quantise_job job = {p, k};
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        chm_parallel(pool, chm_ternary_tiles(p->out), 4, quantise_ternary, &job);
+        break;
+    case CHM_FORMAT_INT8:
+        chm_parallel(pool, p->out, 64, quantise_int8, &job);
+        break;
+    case CHM_FORMAT_F32:
+        break;
+    }
+    return CHM_OK;
+}
+
+void chm_param_row(const chm_param *p, int64_t row, float *out) {
+    switch (p->format) {
+    case CHM_FORMAT_F32:
+        memcpy(out, p->value + row * p->in, (size_t)p->in * sizeof(float));
+        break;
+    case CHM_FORMAT_INT8: {
+        const int8_t *q = p->int8.q + row * p->int8.blocks * 64;
+        const float scale = p->int8.scale[row];
+        for (int64_t i = 0; i < p->in; i++) out[i] = (float)q[i] * scale;
+        break;
+    }
+    case CHM_FORMAT_TERNARY: {
+        const struct chm_ternary *t = &p->ternary;
+        const int64_t tile = row / 16, lane = row % 16, stride = chm_ternary_scale_stride(t->in, t->group);
+        const uint8_t *codes = t->codes + tile * chm_ternary_superblocks(t->in) * 1024;
+        const uint8_t *scales = t->scales + tile * stride;
+        float row_scale;
+        memcpy(&row_scale, scales + 4 * lane, sizeof row_scale);
+        for (int64_t i = 0; i < t->in; i++) {
+            const int64_t s = i / 256, field = i % 256 / 64, j = i % 64 / 4;
+            const uint8_t byte = codes[s * 1024 + j * 64 + 4 * lane + i % 4];
+            const int code = byte >> (2 * field) & 3;
+            out[i] = (float)(code - 1) * ((float)scales[64 + 16 * (i / t->group) + lane] * row_scale);
+        }
+        break;
+    }
+    }
+}
