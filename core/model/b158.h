@@ -6,10 +6,10 @@
  * `NAME.q` I8 [out, blocks * 64] and `NAME.scale` F32 [out]; any other is NAME, F32 with its own shape. Largest first,
  * every tensor on 64 bytes, gaps filled by zeros named `_pad.N`.
  *
- * __metadata__: format "chimera.b158"; format_version "1"; tokenizer, and tokenizer_hash when it has a file of its own;
- * parameters and embedding_parameters, counts of weights; encoding.NAME of every parameter ("t2;out=O;in=I;group=G",
- * "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes in hex; card_hash, the same of card; card, the
- * resolved card as JSON; trained.KEY, what is known of its training.
+ * __metadata__: format "chimera.b158"; format_version "1"; parameters and embedding_parameters, counts of weights;
+ * tokenizer, its name; trained.KEY, what is known of the training; encoding.NAME of every parameter
+ * ("t2;out=O;in=I;group=G", "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
+ * card_hash, the same of card; card, the resolved card as JSON.
  */
 #ifndef CHM_B158_H
 #define CHM_B158_H
@@ -19,24 +19,26 @@
 #define CHM_B158_FORMAT  "chimera.b158"
 #define CHM_B158_VERSION "1"
 
-/* One entry of __metadata__. */
+/* One more entry of __metadata__. */
 typedef struct chm_b158_note {
     const char *key, *value;
 } chm_b158_note;
 
-/* Writes packed parameters and the card's text, atomically. Names in `param` are unique. */
-int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
-                   const chm_b158_note *note, int notes);
-/* chm_model_save() with what is known of the training: "trained.tokens" and the like. Keys must begin "trained.". */
+/* chm_model_save() with what is known of the training. Keys begin "trained." ("trained.tokens"); those of the file that
+ * the model was opened from are kept unless given anew. */
 int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *note, int notes);
 
+/* Writes packed parameters (names unique) and the card's text, atomically. */
+int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
+                   const chm_b158_note *note, int notes);
 /* Is this safetensors file a .b158 of a version we read, with a card whose hash is right? */
 int chm_b158_check(const char *name, const chm_safetensors *file);
 /* Points every parameter's packed form (or value) into the file, once encoding, shape, place and scales are as the
- * parameter's declaration (name, format, shape, out, in; `group` for ternary) wants them, and nothing is left over. */
+ * declaration (name, format, shape, out, in; `group` for ternary) wants them, and nothing is left over. verify: every
+ * hash and every weight too. On failure some parameters point into the file already. */
 int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,
                   bool verify);
-/* The same checks on one tensor's bytes, without a card: hash and padding. */
+/* One tensor against its hash; padding against zero. */
 int chm_b158_verify_tensor(const char *name, const chm_safetensors *file, const chm_st_tensor *t);
 bool chm_b158_is_padding(const char *tensor_name); /* "_pad.0" */
 

@@ -1,0 +1,387 @@
+/* b158.c: packed parameters in a safetensors file, written and mapped (b158.h says how they lie there). */
+#include "model/b158.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { INT8_BLOCK = 64, ALIGNMENT = 64, HASH_TEXT = 17, ENCODING_TEXT = 120 };
+
+/* ---- how a parameter lies in the file ---- */
+
+/* One tensor of a parameter. */
+struct piece {
+    const char *suffix;
+    enum chm_st_dtype dtype;
+    int rank;
+    int64_t shape[8];
+};
+
+/* The tensors of a parameter, at most two; returns how many. */
+static int pieces_of(const chm_param *p, int64_t group, struct piece piece[2]) {
+    memset(piece, 0, 2 * sizeof *piece);
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY: {
+        const int64_t tiles = chm_ternary_tiles(p->out);
+        piece[0] = (struct piece){".codes", CHM_ST_U8, 2, {tiles, chm_ternary_superblocks(p->in) * 1024}};
+        piece[1] = (struct piece){".scales", CHM_ST_U8, 2, {tiles, chm_ternary_scale_stride(p->in, group)}};
+        return 2;
+    }
+    case CHM_FORMAT_INT8:
+        piece[0] = (struct piece){".q", CHM_ST_I8, 2, {p->out, (p->in + INT8_BLOCK - 1) / INT8_BLOCK * INT8_BLOCK}};
+        piece[1] = (struct piece){".scale", CHM_ST_F32, 1, {p->out}};
+        return 2;
+    case CHM_FORMAT_F32:
+        break;
+    }
+    piece[0] = (struct piece){"", CHM_ST_F32, p->rank, {0}};
+    memcpy(piece[0].shape, p->shape, sizeof p->shape);
+    return 1;
+}
+
+static void encoding_of(const chm_param *p, int64_t group, char text[ENCODING_TEXT]) {
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        snprintf(text, ENCODING_TEXT, "t2;out=%" PRId64 ";in=%" PRId64 ";group=%" PRId64, p->out, p->in, group);
+        return;
+    case CHM_FORMAT_INT8:
+        snprintf(text, ENCODING_TEXT, "i8;out=%" PRId64 ";in=%" PRId64 ";block=%d", p->out, p->in, (int)INT8_BLOCK);
+        return;
+    case CHM_FORMAT_F32:
+        break;
+    }
+    snprintf(text, ENCODING_TEXT, "f32");
+}
+
+static void hash_text(const void *data, uint64_t bytes, char text[HASH_TEXT]) {
+    snprintf(text, HASH_TEXT, "%016" PRIx64, chm_hash64(data, (size_t)bytes));
+}
+
+/* ---- writing ---- */
+
+/* Text that lives as long as the arena; NULL when out of memory. */
+static const char *keep(chm_arena *arena, const char *format, ...) CHM_PRINTF(2, 3);
+static const char *keep(chm_arena *arena, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char *text = n < 0 ? NULL : chm_arena_take(arena, (size_t)n + 1);
+    if (!text) return NULL;
+    va_start(args, format);
+    vsnprintf(text, (size_t)n + 1, format, args);
+    va_end(args);
+    return text;
+}
+
+static const void *stored(const chm_param *p, int piece) {
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        return piece == 0 ? p->ternary.codes : p->ternary.scales;
+    case CHM_FORMAT_INT8:
+        return piece == 0 ? (const void *)p->int8.q : p->int8.scale;
+    case CHM_FORMAT_F32:
+        break;
+    }
+    return p->value;
+}
+
+struct entry {
+    chm_st_tensor tensor;
+    int order;
+};
+
+static int largest_first(const void *a, const void *b) {
+    const struct entry *x = a, *y = b;
+    if (x->tensor.bytes != y->tensor.bytes) return x->tensor.bytes > y->tensor.bytes ? -1 : 1;
+    return x->order < y->order ? -1 : 1;
+}
+
+struct metadata {
+    const char **key, **value;
+    int count;
+    bool failed; /* a key or value could not be kept */
+};
+
+static void add_meta(struct metadata *m, const char *key, const char *value) {
+    m->failed = m->failed || !key || !value;
+    m->key[m->count] = key;
+    m->value[m->count++] = value;
+}
+
+int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
+                   const chm_b158_note *note, int notes) {
+    chm_arena arena;
+    chm_arena_init(&arena);
+    int status = CHM_OK, tensors = 0;
+    int64_t total = 0, embedding = 0;
+    char text[ENCODING_TEXT], hash[HASH_TEXT];
+    const size_t most = 6 + 3 * (size_t)params + (size_t)notes;
+    struct entry *entry = chm_alloc(2 * (size_t)params * sizeof *entry);
+    chm_st_tensor *tensor = chm_alloc(2 * (size_t)params * sizeof *tensor);
+    struct metadata meta = {chm_alloc(most * sizeof *meta.key), chm_alloc(most * sizeof *meta.value), 0, false};
+    if (!entry || !tensor || !meta.key || !meta.value) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    for (int i = 0; i < params; i++) {
+        const chm_param *p = param[i];
+        struct piece piece[2];
+        const int pieces = pieces_of(p, p->ternary.group, piece);
+        total += p->count;
+        if (p->role == CHM_ROLE_EMBEDDING) embedding += p->count;
+        for (int j = 0; j < pieces; j++, tensors++) {
+            chm_st_tensor *t = &entry[tensors].tensor;
+            t->name = keep(&arena, "%s%s", p->name, piece[j].suffix);
+            if (!t->name) {
+                status = CHM_E_MEMORY;
+                goto out;
+            }
+            t->dtype = piece[j].dtype;
+            t->rank = piece[j].rank;
+            memcpy(t->shape, piece[j].shape, sizeof t->shape);
+            t->data = stored(p, j);
+            t->bytes = chm_st_dtype_bytes(t->dtype);
+            for (int d = 0; d < t->rank; d++) t->bytes *= (uint64_t)t->shape[d];
+            entry[tensors].order = tensors;
+            if (!t->data) {
+                status = chm_fail(CHM_E_INTERNAL, "%s: parameter '%s' was never %s", path, p->name,
+                                  p->format == CHM_FORMAT_F32 ? "given a value" : "quantised");
+                goto out;
+            }
+        }
+    }
+    if (tensors) qsort(entry, (size_t)tensors, sizeof *entry, largest_first);
+
+    add_meta(&meta, "format", CHM_B158_FORMAT);
+    add_meta(&meta, "format_version", CHM_B158_VERSION);
+    add_meta(&meta, "parameters", keep(&arena, "%" PRId64, total));
+    add_meta(&meta, "embedding_parameters", keep(&arena, "%" PRId64, embedding));
+    for (int i = 0; i < notes; i++) add_meta(&meta, note[i].key, note[i].value);
+    for (int i = 0; i < params; i++) {
+        encoding_of(param[i], param[i]->ternary.group, text);
+        add_meta(&meta, keep(&arena, "encoding.%s", param[i]->name), keep(&arena, "%s", text));
+    }
+    for (int i = 0; i < tensors; i++) {
+        tensor[i] = entry[i].tensor;
+        hash_text(tensor[i].data, tensor[i].bytes, hash);
+        add_meta(&meta, keep(&arena, "hash.%s", tensor[i].name), keep(&arena, "%s", hash));
+    }
+    hash_text(card_json, strlen(card_json), hash);
+    add_meta(&meta, "card_hash", keep(&arena, "%s", hash));
+    add_meta(&meta, "card", card_json);
+    if (meta.failed) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    status = chm_safetensors_write(path, tensor, tensors, meta.key, meta.value, meta.count, true);
+out:
+    chm_free(entry);
+    chm_free(tensor);
+    chm_free((void *)meta.key);
+    chm_free((void *)meta.value);
+    chm_arena_finish(&arena);
+    return status;
+}
+
+/* ---- reading ---- */
+
+int chm_b158_check(const char *name, const chm_safetensors *file) {
+    const char *format = chm_safetensors_meta(file, "format"), *version = chm_safetensors_meta(file, "format_version");
+    if (!format || strcmp(format, CHM_B158_FORMAT))
+        return chm_fail(CHM_E_DATA,
+                        "%s: a safetensors file but no model of ours: expected __metadata__ with format "
+                        "'" CHM_B158_FORMAT "' (`chimera train` and `chimera init` write such files)",
+                        name);
+    if (!version || strcmp(version, CHM_B158_VERSION))
+        return chm_fail(CHM_E_DATA, "%s: a .b158 of format_version '%s'; this Chimera reads version " CHM_B158_VERSION,
+                        name, version ? chm_quote(version).text : "");
+    const char *card = chm_safetensors_meta(file, "card"), *expected = chm_safetensors_meta(file, "card_hash");
+    if (!card || !expected)
+        return chm_fail(CHM_E_DATA, "%s: __metadata__ lacks %s, expected the model's card and its hash", name,
+                        card ? "card_hash" : "card");
+    char hash[HASH_TEXT];
+    hash_text(card, strlen(card), hash);
+    if (strcmp(hash, expected))
+        return chm_fail(CHM_E_DATA,
+                        "%s: the card in the file is damaged or was edited: its hash is %s, expected %s (run-time keys "
+                        "are changed with --set or an ini file)",
+                        name, hash, chm_quote(expected).text);
+    return CHM_OK;
+}
+
+int chm_b158_verify_tensor(const char *name, const chm_safetensors *file, const chm_st_tensor *t) {
+    if (chm_b158_is_padding(t->name)) {
+        for (uint64_t i = 0; i < t->bytes; i++)
+            if (t->data[i])
+                return chm_fail(CHM_E_DATA,
+                                "%s: tensor '%s': byte %" PRIu64 " is %u, expected zeros: the file is damaged", name,
+                                chm_quote(t->name).text, i, t->data[i]);
+        return CHM_OK;
+    }
+    char hash[HASH_TEXT];
+    char *key = chm_format("hash.%s", t->name);
+    if (!key) return CHM_E_MEMORY;
+    const char *expected = chm_safetensors_meta(file, key);
+    chm_free(key);
+    if (!expected)
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s' has no hash in __metadata__, so it cannot be verified", name,
+                        chm_quote(t->name).text);
+    hash_text(t->data, t->bytes, hash);
+    if (strcmp(hash, expected))
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s' is damaged: its hash is %s, expected %s", name,
+                        chm_quote(t->name).text, hash, chm_quote(expected).text);
+    return CHM_OK;
+}
+
+/* A scale multiplies an activation scale and, in a ternary matrix, stands for up to 255 times itself. */
+static bool sane_scale(float x) { return x >= 0 && x <= FLT_MAX / 256; }
+
+static int check_ternary(const char *name, const chm_param *p, bool verify) {
+    const struct chm_ternary *w = &p->ternary;
+    const int64_t tiles = chm_ternary_tiles(w->out), stride = chm_ternary_scale_stride(w->in, w->group);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        float scale[16];
+        memcpy(scale, w->scales + tile * stride, sizeof scale);
+        for (int r = 0; r < 16; r++)
+            if (!sane_scale(scale[r]))
+                return chm_fail(CHM_E_DATA,
+                                "%s: tensor '%s.scales': the scale of row %" PRId64
+                                " is %g, expected a finite number from 0: the file is damaged",
+                                name, p->name, tile * 16 + r, (double)scale[r]);
+    }
+    const int64_t bytes = verify ? tiles * chm_ternary_superblocks(w->in) * 1024 : 0;
+    for (int64_t i = 0; i < bytes; i++) /* a 2-bit code 3 has both bits set */
+        if (w->codes[i] & (w->codes[i] >> 1) & 0x55)
+            return chm_fail(CHM_E_DATA,
+                            "%s: tensor '%s.codes': byte %" PRId64
+                            " is 0x%02x, which holds the code 3; expected 0, 1, 2",
+                            name, p->name, i, w->codes[i]);
+    return CHM_OK;
+}
+
+static int check_int8(const char *name, const chm_param *p, bool verify) {
+    const struct chm_int8_matrix *w = &p->int8;
+    for (int64_t o = 0; o < w->out; o++)
+        if (!sane_scale(w->scale[o]))
+            return chm_fail(CHM_E_DATA,
+                            "%s: tensor '%s.scale': the scale of row %" PRId64
+                            " is %g, expected a finite number from 0: the file is damaged",
+                            name, p->name, o, (double)w->scale[o]);
+    const int64_t bytes = verify ? w->out * w->blocks * INT8_BLOCK : 0;
+    for (int64_t i = 0; i < bytes; i++)
+        if (w->q[i] == INT8_MIN)
+            return chm_fail(CHM_E_DATA, "%s: tensor '%s.q': number %" PRId64 " is -128; expected -127..127", name,
+                            p->name, i);
+    return CHM_OK;
+}
+
+static int check_f32(const char *name, const chm_param *p, bool verify) {
+    for (int64_t i = 0; verify && i < p->count; i++)
+        if (!(p->value[i] >= -FLT_MAX && p->value[i] <= FLT_MAX))
+            return chm_fail(CHM_E_DATA, "%s: tensor '%s': number %" PRId64 " is %g, expected finite numbers", name,
+                            p->name, i, (double)p->value[i]);
+    return CHM_OK;
+}
+
+/* The tensor of a piece, if it is there and as it must be. */
+static int find_piece(const char *name, const chm_safetensors *file, const chm_param *p, const struct piece *piece,
+                      const chm_st_tensor **out) {
+    char have[220], want[220];
+    chm_st_tensor wanted = {.dtype = piece->dtype, .rank = piece->rank};
+    memcpy(wanted.shape, piece->shape, sizeof wanted.shape);
+    chm_st_shape_text(&wanted, want, sizeof want);
+    char *key = chm_format("%s%s", p->name, piece->suffix);
+    if (!key) return CHM_E_MEMORY;
+    const chm_st_tensor *t = chm_safetensors_find(file, key);
+    chm_free(key);
+    if (!t)
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s%s' is missing, expected %s %s", name, p->name, piece->suffix,
+                        chm_st_dtype_name(piece->dtype), want);
+    chm_st_shape_text(t, have, sizeof have);
+    if (t->dtype != piece->dtype || strcmp(have, want))
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s' is %s %s, expected %s %s", name, t->name,
+                        chm_st_dtype_name(t->dtype), have, chm_st_dtype_name(piece->dtype), want);
+    if ((uintptr_t)t->data % ALIGNMENT)
+        return chm_fail(
+            CHM_E_DATA,
+            "%s: tensor '%s' does not begin on a multiple of %d bytes, as every tensor of a .b158 does (was "
+            "the file written by another tool?)",
+            name, t->name, (int)ALIGNMENT);
+    *out = t;
+    return CHM_OK;
+}
+
+static int bind_param(const char *name, const chm_safetensors *file, chm_param *p, int64_t group, bool verify,
+                      bool *used) {
+    struct piece piece[2];
+    const chm_st_tensor *t[2] = {NULL, NULL};
+    char want[ENCODING_TEXT];
+    const int pieces = pieces_of(p, group, piece);
+    encoding_of(p, group, want);
+    char *key = chm_format("encoding.%s", p->name);
+    if (!key) return CHM_E_MEMORY;
+    const char *have = chm_safetensors_meta(file, key);
+    chm_free(key);
+    if (!have)
+        return chm_fail(CHM_E_DATA, "%s: parameter '%s', which the card asks for, is not in the file (expected '%s')",
+                        name, p->name, want);
+    if (strcmp(have, want))
+        return chm_fail(CHM_E_DATA,
+                        "%s: parameter '%s' is stored as '%s', but the card and its overrides ask for '%s': --set, ini "
+                        "and CHIMERA_* cannot change the form of trained weights",
+                        name, p->name, chm_quote(have).text, want);
+    for (int i = 0; i < pieces; i++) {
+        int status = find_piece(name, file, p, &piece[i], &t[i]);
+        if (!status && verify) status = chm_b158_verify_tensor(name, file, t[i]);
+        if (status) return status;
+        used[t[i] - file->tensor] = true;
+    }
+    switch (p->format) {
+    case CHM_FORMAT_TERNARY:
+        p->ternary = (struct chm_ternary){t[0]->data, t[1]->data, p->out, p->in, group};
+        return check_ternary(name, p, verify);
+    case CHM_FORMAT_INT8:
+        p->int8 = (struct chm_int8_matrix){(const int8_t *)t[0]->data, (const float *)t[1]->data, p->out, p->in,
+                                           piece[0].shape[1] / INT8_BLOCK};
+        return check_int8(name, p, verify);
+    case CHM_FORMAT_F32:
+        break;
+    }
+    p->value = (float *)(uintptr_t)t[0]->data; /* read-only: nothing writes to a model that is not trainable */
+    return check_f32(name, p, verify);
+}
+
+int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,
+                  bool verify) {
+    int status = CHM_OK;
+    int64_t total = 0;
+    char text[32];
+    bool *used = chm_alloc((size_t)file->count * sizeof *used);
+    if (!used) return CHM_E_MEMORY;
+    for (int i = 0; i < params; i++) {
+        total += param[i]->count;
+        status = bind_param(name, file, param[i], group, verify, used);
+        if (status) goto out;
+    }
+    for (int i = 0; i < file->count; i++) {
+        const chm_st_tensor *t = &file->tensor[i];
+        if (used[i]) continue;
+        if (!chm_b158_is_padding(t->name) || t->dtype != CHM_ST_U8) {
+            status = chm_fail(CHM_E_DATA, "%s: tensor '%s' belongs to no parameter of the card", name,
+                              chm_quote(t->name).text);
+            goto out;
+        }
+        status = verify ? chm_b158_verify_tensor(name, file, t) : CHM_OK;
+        if (status) goto out;
+    }
+    const char *stated = chm_safetensors_meta(file, "parameters");
+    snprintf(text, sizeof text, "%" PRId64, total);
+    if (!stated || strcmp(stated, text))
+        status = chm_fail(CHM_E_DATA, "%s: __metadata__ says '%s' parameters, its tensors hold %s: the file is damaged",
+                          name, stated ? chm_quote(stated).text : "", text);
+out:
+    chm_free(used);
+    return status;
+}

@@ -1,0 +1,96 @@
+/* open.c: models to .b158 files and back: the card, and what belongs to it, on top of b158.c. */
+#include "model/b158.h"
+
+#include <string.h>
+
+static bool is_training_note(const char *key) { return !strncmp(key, "trained.", 8); }
+
+int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *note, int notes) {
+    int status = CHM_OK, count = 0;
+    const int kept = m->file ? m->file->metas : 0;
+    chm_b158_note *all = NULL;
+    char *card = chm_card_json(m->card);
+    if (!card) return CHM_E_MEMORY;
+    all = chm_alloc((size_t)(1 + notes + kept) * sizeof *all);
+    if (!all) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    if (m->config->tokenizer) all[count++] = (chm_b158_note){"tokenizer", m->config->tokenizer};
+    for (int i = 0; i < notes; i++) {
+        if (!is_training_note(note[i].key)) {
+            status = chm_fail(CHM_E_INTERNAL, "%s: note '%s' must begin with 'trained.'", path, note[i].key);
+            goto out;
+        }
+        all[count++] = note[i];
+    }
+    const int given = count;
+    for (int i = 0; i < kept; i++) {
+        bool again = false;
+        for (int j = 0; j < given; j++) again = again || !strcmp(all[j].key, m->file->meta_key[i]);
+        if (is_training_note(m->file->meta_key[i]) && !again)
+            all[count++] = (chm_b158_note){m->file->meta_key[i], m->file->meta_value[i]};
+    }
+    status = chm_b158_write(path, m->param, m->params, card, all, count);
+out:
+    chm_free(all);
+    chm_free(card);
+    return status;
+}
+
+int chm_model_save(const chm_model *m, const char *path) { return chm_b158_save(m, path, NULL, 0); }
+
+int chm_model_open(const char *path, const chm_registry *registry, const struct chm_card_options *options, bool verify,
+                   chm_model **out) {
+    chm_map map = {0};
+    chm_safetensors *file = NULL;
+    chm_card *card = NULL;
+    chm_model *m = NULL;
+    char *name = NULL;
+    struct chm_card_options with = {0};
+    *out = NULL;
+    if (options) with = *options;
+    with.registry = registry;
+
+    int status = chm_map_open(&map, path);
+    if (status) return status;
+    status = chm_safetensors_parse(path, map.data, map.size, &file);
+    if (status) goto out;
+    status = chm_b158_check(path, file);
+    if (status) goto out;
+    name = chm_format("%s (the card inside)", path);
+    if (!name) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    const char *text = chm_safetensors_meta(file, "card");
+    status = chm_card_parse(name, text, strlen(text), &with, &card);
+    if (status) goto out;
+    status = chm_model_create(card, registry, &m); /* the card is the model's now, also when this fails */
+    if (status) goto out;
+    const char *tokenizer = chm_safetensors_meta(file, "tokenizer"), *wanted = m->config->tokenizer;
+    if (tokenizer && wanted && strcmp(tokenizer, wanted)) {
+        status = chm_fail(CHM_E_DATA,
+                          "%s: the model was made for the tokenizer '%s', but the card and its overrides ask for '%s'",
+                          path, chm_quote(tokenizer).text, wanted);
+        goto out;
+    }
+    status = chm_b158_bind(path, file, m->param, m->params, m->config->weight_group, verify);
+    if (status) goto out;
+    m->path = chm_strdup(path);
+    if (!m->path) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    m->map = map;
+    m->file = file;
+    *out = m;
+out:
+    chm_free(name);
+    if (status) {
+        chm_model_destroy(m);
+        chm_safetensors_destroy(file);
+        chm_map_close(&map);
+    }
+    return status;
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Decodes a .b158 model file into float32 arrays: the file format as a program. Usage: b158.py MODEL [OUT.npz]
+
+A .b158 is a safetensors file. `encoding.NAME` in its metadata says how parameter NAME is stored:
+  t2;out=O;in=I;group=G  NAME.codes and NAME.scales: 2-bit codes of -1, 0, +1 in tiles of 16 rows
+  i8;out=O;in=I;block=B  NAME.q and NAME.scale: int8, one scale a row, rows padded to whole blocks
+  f32                    NAME as it is
+"""
+import json
+import sys
+
+import numpy as np
+
+
+def read_safetensors(path):
+    """{name: array} and the metadata, from a u64 header length, a JSON header and the tensors' bytes."""
+    raw = np.fromfile(path, np.uint8)
+    start = 8 + int(raw[:8].view("<u8")[0])
+    header = json.loads(raw[8:start].tobytes())
+    metadata, tensors = header.pop("__metadata__", {}), {}
+    for name, t in header.items():
+        begin, end = (start + offset for offset in t["data_offsets"])
+        tensors[name] = raw[begin:end].view({"U8": "u1", "I8": "i1", "F32": "<f4"}[t["dtype"]]).reshape(t["shape"])
+    return tensors, metadata
+
+
+def decode_ternary(codes, scales, out, inputs, group):
+    # Byte [tile, superblock, j, row, i] holds inputs 64 f + 4 j + i of its superblock in bits 2f and 2f + 1.
+    packed, tiles = codes.reshape(len(codes), -1, 16, 16, 4), len(codes)
+    fields = np.stack([packed >> 2 * f & 3 for f in range(4)], axis=2)  # [tile, superblock, f, j, row, i]
+    trits = fields.transpose(0, 4, 1, 2, 3, 5).reshape(tiles * 16, -1).astype(np.float32) - 1
+    # Of each tile 16 f32 row scales, then for every group of inputs 16 u8; a weight's scale is their product.
+    rows = np.ascontiguousarray(scales[:, :64]).view("<f4").reshape(tiles, 1, 16)
+    groups = (scales[:, 64:].reshape(tiles, -1, 16) * rows).transpose(0, 2, 1).reshape(tiles * 16, -1)
+    return trits[:out, :inputs] * np.repeat(groups, group, axis=1)[:out, :inputs]
+
+
+def decode(path):
+    """{parameter: float32 array}"""
+    (tensors, metadata), parameters = read_safetensors(path), {}
+    for key, encoding in metadata.items():
+        if key.startswith("encoding."):
+            name, (kind, *fields) = key[len("encoding."):], encoding.split(";")
+            field = {k: int(v) for k, v in (f.split("=") for f in fields)}
+            if kind == "t2":
+                parameters[name] = decode_ternary(tensors[name + ".codes"], tensors[name + ".scales"], *field.values())
+            elif kind == "i8":
+                parameters[name] = tensors[name + ".q"][:, :field["in"]] * tensors[name + ".scale"][:, None]
+            else:
+                parameters[name] = tensors[name]
+    return parameters
+
+
+if __name__ == "__main__":
+    model = decode(sys.argv[1])
+    for name, w in model.items():
+        print(f"{name:40} {str(w.shape):16} rms {np.sqrt(np.mean(w * w)):.5f}  zeros {np.mean(w == 0):.3f}")
+    if len(sys.argv) > 2:
+        np.savez(sys.argv[2], **model)
