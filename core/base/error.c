@@ -4,7 +4,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-enum { SENTENCE = 2048 };
+enum { SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
 
 static _Thread_local char sentence[SENTENCE];
 static _Atomic int log_level = CHM_LOG_INFO;

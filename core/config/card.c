@@ -1,0 +1,243 @@
+/* card.c: loading a card, and what the rest of the library asks of it. */
+#include "config/card_internal.h"
+#include <string.h>
+
+/* ---- loading ---- */
+
+/* Sections every card has, with their defaults, and the first training phase. */
+static void add_sections(chm_card *card) {
+    const struct chm_schema_row *row;
+    size_t cursor = 0;
+    while ((row = chm_schema_next("", &cursor)) != NULL && !card->starved)
+        if ((row->flags & CHM_ROW_ALWAYS) && !chm_value_member(card->root, row->path))
+            chm_card_add(card, card->root, row->path, CHM_VALUE_OBJECT);
+    chm_value *training = chm_value_member(card->root, "training");
+    if (card->starved || !training || training->type != CHM_VALUE_OBJECT || chm_value_member(training, "phases"))
+        return;
+    chm_value *phases = chm_card_add(card, training, "phases", CHM_VALUE_ARRAY);
+    chm_value *phase = phases ? chm_value_new(CHM_VALUE_OBJECT, &card->arena) : NULL;
+    if (!phase) {
+        card->starved = true;
+        return;
+    }
+    phase->origin = "default";
+    chm_value_append(phases, phase);
+    chm_card_annotate(card, phases);
+}
+
+/* Defaults of the options of the layers the pattern uses, also when the card has no section for them. */
+static void add_plugin_sections(chm_card *card) {
+    const chm_model_config *m = &card->model;
+    int64_t dim;
+    const chm_value *head = chm_card_find(card, "head_dim");
+    dim = head && head->type == CHM_VALUE_INT && !head->invalid ? head->integer : 0;
+    for (int64_t i = 0; i < 2 * m->layers && !card->starved; i++) {
+        const char *name = i % 2 ? m->ffn[i / 2] : m->mixer[i / 2];
+        const struct chm_plugin *p = name ? chm_find_plugin(card->registry, CHM_KIND_LAYER, name, false) : NULL;
+        if (!p || !p->section || p->option_count == 0) continue;
+        chm_value *at = chm_card_section(card, p->section, CHM_LOCATE_CREATE);
+        if (!at || at->plugin != p || at->type != CHM_VALUE_OBJECT) continue;
+        /* the state of the delta rule is as wide as a head */
+        if (strcmp(p->section, "gated_deltanet") == 0 && dim > 0 && !chm_value_member(at, "state_size") &&
+            chm_option_find(p->options, p->option_count, "state_size")) {
+            chm_value *size = chm_card_add(card, at, "state_size", CHM_VALUE_INT);
+            if (size) size->integer = dim;
+        }
+        chm_card_fill(card, at);
+    }
+}
+
+/* Text and origin of every value but objects, so that asking for them needs no memory. */
+static void show(chm_card *card, chm_value *v) {
+    if (v->type != CHM_VALUE_OBJECT && !card->starved) {
+        chm_string text = {0};
+        chm_value_write(v, -1, &text);
+        v->shown = text.failed ? NULL : chm_arena_string(&card->arena, text.text, text.length);
+        chm_string_finish(&text);
+        if (!v->shown) card->starved = true;
+    }
+    v->shown_origin = v->origin;
+    if (v->line > 0 && !card->starved) {
+        char line[32];
+        int n = snprintf(line, sizeof line, ":%d", v->line);
+        size_t length = strlen(v->origin);
+        char *origin = chm_arena_take(&card->arena, length + (size_t)n + 1);
+        if (origin) {
+            memcpy(origin, v->origin, length);
+            memcpy(origin + length, line, (size_t)n + 1);
+        } else {
+            card->starved = true;
+        }
+        v->shown_origin = origin;
+    }
+    if (v->type == CHM_VALUE_OBJECT ||
+        (v->row && (v->row->shape == CHM_SHAPE_ITEMS || v->row->shape == CHM_SHAPE_PHASES)))
+        for (chm_value *child = v->first; child && !card->starved; child = child->next) show(card, child);
+}
+
+static int verdict(chm_card *card) {
+    if (card->starved || card->problems.failed)
+        return chm_fail(CHM_E_MEMORY, "%s: out of memory while reading the card", card->name);
+    if (card->problem_count == 0) return CHM_OK;
+    if (card->problem_count > CHM_MAX_PROBLEMS)
+        return chm_fail(CHM_E_CONFIG, "%s\n%s: %d more problems", card->problems.text, card->name,
+                        card->problem_count - CHM_MAX_PROBLEMS);
+    return chm_fail(CHM_E_CONFIG, "%s", card->problems.text);
+}
+
+int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,
+                   chm_card **out) {
+    *out = NULL;
+    chm_card *card = chm_alloc(sizeof *card);
+    if (!card) return CHM_E_MEMORY;
+    chm_arena_init(&card->arena);
+    card->registry = options->registry;
+    card->name = chm_arena_string(&card->arena, name, strlen(name));
+    int status = CHM_E_MEMORY;
+    if (!card->name) goto out;
+    status = chm_value_parse(card->name, text, bytes, &card->arena, &card->root);
+    if (status) goto out;
+
+    chm_card_annotate(card, card->root);
+    add_sections(card);
+    if (!card->starved) {
+        status = chm_card_overlays(card, options);
+        if (status) goto out;
+    }
+    /* Only now: an overlay may mend what the card has wrong, and may have changed what kind a phase is. */
+    chm_card_annotate(card, card->root);
+    if (!card->starved) chm_card_check_rows(card, card->root);
+    if (!card->starved) chm_card_fill(card, card->root);
+    if (!card->starved) chm_card_resolve(card);
+    if (!card->starved) add_plugin_sections(card);
+    if (!card->starved) chm_card_contradictions(card);
+    status = verdict(card);
+    if (status) goto out;
+    chm_card_list_unbuilt(card);
+    show(card, card->root);
+    status = verdict(card);
+    if (status) goto out;
+    *out = card;
+    card = NULL;
+out:
+    chm_card_destroy(card);
+    return status;
+}
+
+int chm_card_load(const char *path, const struct chm_card_options *options, chm_card **out) {
+    *out = NULL;
+    char *text = NULL;
+    size_t bytes = 0;
+    /* one byte more than a card may have, so that the parser says so in its words */
+    int status = chm_read_file(path, CHM_CARD_MAX_BYTES + 1, &text, &bytes);
+    if (status == CHM_OK) status = chm_card_parse(path, text, bytes, options, out);
+    chm_free(text);
+    return status;
+}
+
+void chm_card_destroy(chm_card *card) {
+    if (!card) return;
+    chm_string_finish(&card->problems);
+    chm_arena_finish(&card->arena);
+    chm_free(card);
+}
+
+/* ---- asking ---- */
+
+const chm_model_config *chm_card_model(const chm_card *card) { return &card->model; }
+const chm_train_config *chm_card_train(const chm_card *card) { return &card->train; }
+const char *const *chm_card_unbuilt(const chm_card *card) { return card->unbuilt; }
+
+const char *chm_card_get(const chm_card *card, const char *key, const char **origin) {
+    if (origin) *origin = NULL;
+    chm_value *v = chm_card_find(card, key);
+    char name[160];
+    if (!v || v == card->root) { /* perhaps by the name of a plugin or a phase */
+        v = card->root;
+        for (const char *c = key; v && *c;) {
+            size_t n = strcspn(c, ".[");
+            if (n >= sizeof name) return NULL;
+            memcpy(name, c, n);
+            name[n] = 0;
+            if (n > 0 && name[n - 1] == ']') name[n - 1] = 0;
+            /* without CHM_LOCATE_CREATE nothing is changed */
+            v = chm_card_step((chm_card *)(uintptr_t)card, v, name, 0);
+            c += n + (c[n] != 0);
+        }
+    }
+    if (!v || !v->shown) return NULL;
+    if (origin) *origin = v->shown_origin;
+    return v->shown;
+}
+
+int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugin, void *instance, chm_arena *arena) {
+    int status = chm_option_defaults(plugin->options, plugin->option_count, instance, arena);
+    if (status || !plugin->section) return status;
+    const chm_value *section = chm_card_find(card, plugin->section);
+    if (!section || section->type != CHM_VALUE_OBJECT) return CHM_OK;
+    for (uint32_t i = 0; i < plugin->option_count; i++) {
+        const struct chm_option *o = &plugin->options[i];
+        const chm_value *v = chm_value_member(section, o->name);
+        if (!v || !v->shown) continue;
+        status = chm_option_parse(o, v->shown, instance, arena);
+        if (status) return chm_fail_prefix(status, "%s", v->shown_origin);
+    }
+    return CHM_OK;
+}
+
+char *chm_card_json(const chm_card *card) {
+    chm_string text = {0};
+    chm_value_write(card->root, 0, &text);
+    chm_string_add(&text, "\n");
+    if (text.failed) {
+        chm_string_finish(&text);
+        chm_fail(CHM_E_MEMORY, "%s: out of memory while writing the card", card->name);
+        return NULL;
+    }
+    return text.text;
+}
+
+/* ---- every value with its origin ---- */
+
+struct widths {
+    int key, value;
+};
+
+static int characters(const char *text) {
+    int n = 0;
+    for (; *text; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
+    return n;
+}
+
+/* Lines of the values below v; without `out` only their widths are taken. */
+static void list_values(const chm_value *v, struct widths *w, chm_string *out) {
+    bool inside = v->type == CHM_VALUE_OBJECT ||
+                  (v->row && (v->row->shape == CHM_SHAPE_ITEMS || v->row->shape == CHM_SHAPE_PHASES));
+    if (inside) {
+        for (const chm_value *child = v->first; child; child = child->next) list_values(child, w, out);
+        return;
+    }
+    chm_string path = {0};
+    chm_value_path(v, &path);
+    if (path.failed) {
+        if (out) out->failed = true;
+    } else {
+        int key = characters(path.text), value = characters(v->shown);
+        if (!out) {
+            w->key = CHM_MAX(w->key, CHM_MIN(key, 52));
+            w->value = CHM_MAX(w->value, CHM_MIN(value, 28));
+        } else {
+            /* padded by hand: printf counts bytes, and names may hold more than ASCII */
+            chm_string_add(out, "%s%*s = %s%*s  %s\n", path.text, CHM_MAX(w->key - key, 0), "", v->shown,
+                           CHM_MAX(w->value - value, 0), "", v->shown_origin);
+        }
+    }
+    chm_string_finish(&path);
+}
+
+int chm_card_resolved(const chm_card *card, chm_string *out) {
+    struct widths w = {0};
+    list_values(card->root, &w, NULL);
+    list_values(card->root, &w, out);
+    return out->failed ? chm_fail(CHM_E_MEMORY, "%s: out of memory while listing the card", card->name) : CHM_OK;
+}
