@@ -11,8 +11,9 @@ typedef struct chm_layer {
     const struct chm_plugin *plugin;
     const struct chm_layer_ops *ops;
     void *self;
-    chm_param *norm; /* of the residual block */
-    int first_state; /* index in layout */
+    chm_param *norm;  /* of the residual block */
+    const char *part; /* "layers.3.mixer" */
+    int first_state;  /* index in layout */
     int first_param, params;
 } chm_layer;
 
@@ -23,10 +24,10 @@ typedef struct chm_model {
     chm_param **param; /* in file order: embedding, layers.0.mixer..., final norm */
     int params;
     chm_state_layout layout;
-    chm_layer *mixer, *ffn; /* [layers] */
-    chm_param *embedding, *final_norm;
-    chm_arena arena; /* declarations, instances, options */
-    void *storage;   /* of values when not mapped */
+    chm_layer *mixer, *ffn;                   /* [layers] */
+    chm_param *embedding, *final_norm, *head; /* head is the embedding when tied */
+    chm_arena arena;                          /* declarations, instances, options */
+    void *storage;                            /* of values when not mapped */
     bool trainable;
     chm_map map; /* the .b158 it was opened from */
     struct chm_safetensors *file;
