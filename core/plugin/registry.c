@@ -446,8 +446,9 @@ const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind 
     size_t count = 0, n = strlen(name);
     chm_string list = {0};
     const char *what = kind ? chm_kind_name(kind) : "plugin";
-    for (size_t i = 0; (p = chm_registry_at(r, kind, i)); i++) {
+    for (size_t i = 0; (p = chm_registry_at(r, kind, i)); i++)
         if (has_name(p, name, n)) return p;
+    for (size_t i = 0; (p = chm_registry_at(r, kind, i)); i++) {
         if (count < CHM_ARRAY_COUNT(known) - 1) known[count++] = p->name;
         chm_string_add(&list, "%s%s", i ? ", " : "", p->name);
     }
