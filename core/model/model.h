@@ -32,6 +32,7 @@ typedef struct chm_model {
     chm_map map; /* the .b158 it was opened from */
     struct chm_safetensors *file;
     char *path;
+    struct chm_tokenizer *tokenizer; /* chm_open's; NULL in a model made another way. chm_close releases it */
 } chm_model;
 
 /* Takes the card over (also on failure). Declares everything; no storage yet. A layer whose plugin is missing is

@@ -11,7 +11,12 @@ struct chm_runtime {
     chm_kernel_choice kernels;
     chm_pool *pool;
     int threads;
+    bool ready;    /* kernels were chosen; false only in a runtime for reports */
+    char *backend; /* as asked for, for chm_doctor; NULL: none */
+    bool require_backend;
 };
+/* CHM_OK, or a sentence when this runtime cannot run models. */
+int chm_runtime_ready(const struct chm_runtime *r);
 
 /* An instance of the card's tokenizer; release with chm_tokenizer_close. */
 typedef struct chm_tokenizer {

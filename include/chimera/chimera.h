@@ -39,6 +39,7 @@ typedef struct chm_runtime_options {
     const char *backend;     /* force one kernel backend; NULL: CHIMERA_BACKEND, else the best of each slot */
     bool require_backend;    /* refuse when `backend` leaves an inference slot to another */
     int32_t verbosity;       /* -1 quiet, 0, 1 */
+    bool reports_only;       /* made even where no kernels can be chosen: chm_doctor, chm_plugins_*, chm_check */
 } chm_runtime_options;
 CHM_PUBLIC int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out);
 CHM_PUBLIC void chm_runtime_destroy(chm_runtime *r);
@@ -136,8 +137,8 @@ CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s); /* of its state */
 CHM_PUBLIC int chm_stream_feed(chm_stream *s, const int32_t *ids, int64_t n, const float **logits);
 /* As feed, but logits of all n rows into the caller's n * chm_vocab floats. */
 CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n, float *logits);
-/* Tries n rows of a tree without moving the stream: parent[i] is an earlier row or -1 (the stream). Logits of every row
- * as feed_all. chm_stream_accept then advances along a path of those rows; feeding instead forgets them. */
+/* Tries n rows (1..4096) of a tree without moving the stream: parent[i] is an earlier row or -1 (the stream). Logits of
+ * every row as feed_all. chm_stream_accept then advances along a path of those rows; feeding instead forgets them. */
 CHM_PUBLIC int chm_stream_try(chm_stream *s, const int32_t *ids, const int32_t *parent, int64_t n, float *logits);
 CHM_PUBLIC int chm_stream_accept(chm_stream *s, const int32_t *path, int64_t n);
 
@@ -159,8 +160,9 @@ typedef struct chm_generate_result {
     double prefill_seconds, decode_seconds;
     bool ended; /* the model ended the text itself */
 } chm_generate_result;
-/* Feeds the prompt, then samples up to n tokens (stops at end of text). emit gets each token's bytes; non-zero stops.
- */
+/* Feeds the prompt (after an end-of-text mark where the stream stands at 0), then samples up to n tokens (0: the card's
+ * generation.max_new_tokens) and stops at end of text. The stream reads what it wrote. emit gets each token's bytes;
+ * non-zero stops. sampling NULL: the card's. The same seed gives the same text on every machine. */
 CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, const chm_sampling *sampling,
                             int (*emit)(void *user, const void *text, size_t bytes), void *user,
                             chm_generate_result *result);

@@ -1,0 +1,394 @@
+/* check.c: what a card means before anything is allocated: layer table, parameters, bytes; and untrained models. */
+#include "model/stream.h"
+#include "model/json.h"
+#include <string.h>
+
+/* ---- counting what a plugin declares ----------------------------------------------------------------------------- */
+
+typedef struct part_size {
+    int64_t parameters;
+    size_t bytes; /* as a .b158 stores them */
+} part_size;
+
+typedef struct counting {
+    chm_declare declare; /* first: what the plugin holds */
+    const chm_model_config *config;
+    chm_arena arena; /* the handles given out */
+    part_size size;
+    size_t state_bytes;
+    int states;
+    int status;
+} counting;
+
+static size_t stored_bytes(const chm_model_config *config, enum chm_role role, int64_t out, int64_t in) {
+    chm_param p = {.role = role, .rank = 2, .shape = {out, in}, .count = out * in, .out = out, .in = in};
+    p.format = CHM_FORMAT_F32;
+    if (config->quant == CHM_QUANT_BITNET) {
+        const bool table = role == CHM_ROLE_EMBEDDING;
+        if (role == CHM_ROLE_TERNARY || (table && config->embedding == CHM_EMBED_TERNARY))
+            p.format = CHM_FORMAT_TERNARY;
+        if (table && config->embedding == CHM_EMBED_INT8) p.format = CHM_FORMAT_INT8;
+    }
+    if (p.format == CHM_FORMAT_F32) return (size_t)p.count * sizeof(float);
+    p.ternary.out = p.int8.out = out;
+    p.ternary.in = p.int8.in = in;
+    p.ternary.group = config->weight_group;
+    p.int8.blocks = (in + 63) / 64;
+    return chm_param_code_bytes(&p, config->weight_group) + chm_param_scale_bytes(&p, config->weight_group);
+}
+
+static int count_fail(chm_declare *d, const char *format, ...) {
+    counting *c = (counting *)(void *)d;
+    char line[1024];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(line, sizeof(line), format, list);
+    va_end(list);
+    return c->status = chm_fail(CHM_E_CONFIG, "%s", line);
+}
+
+static chm_param *count_param(chm_declare *d, const char *name, enum chm_role role, chm_init init, int rank,
+                              const int64_t *shape) {
+    counting *c = (counting *)(void *)d;
+    if (c->status != CHM_OK) return NULL;
+    if (rank < 1 || rank > 4) {
+        count_fail(d, "parameter '%s' has rank %d: 1..4", name, rank);
+        return NULL;
+    }
+    int64_t count = 1;
+    for (int i = 0; i < rank; i++) {
+        if (shape[i] < 1 || __builtin_mul_overflow(count, shape[i], &count)) {
+            count_fail(d, "parameter '%s': its dimension %d is %lld", name, i, (long long)shape[i]);
+            return NULL;
+        }
+    }
+    chm_param *p = chm_arena_zero(&c->arena, sizeof(*p));
+    if (p == NULL) {
+        c->status = CHM_E_MEMORY;
+        return NULL;
+    }
+    p->role = role;
+    p->init = init;
+    p->rank = rank;
+    memcpy(p->shape, shape, (size_t)rank * sizeof(*shape));
+    p->count = count;
+    p->out = shape[0];
+    p->in = count / shape[0];
+    c->size.parameters += count;
+    c->size.bytes += stored_bytes(c->config, role, p->out, p->in);
+    return p;
+}
+
+static int count_state(chm_declare *d, const char *name, enum chm_dtype type, int64_t heads, int rank,
+                       const int64_t *shape) {
+    counting *c = (counting *)(void *)d;
+    if (c->status != CHM_OK) return -1;
+    size_t elements = 1;
+    for (int i = 0; i < rank; i++) {
+        if (shape[i] < 0 || __builtin_mul_overflow(elements, (size_t)shape[i], &elements)) {
+            count_fail(d, "state '%s': its dimension %d is %lld", name, i, (long long)shape[i]);
+            return -1;
+        }
+    }
+    c->state_bytes += (size_t)heads * ((elements * chm_dtype_bytes(type) + 63) & ~(size_t)63);
+    return c->states++;
+}
+
+static const struct chm_declare_ops counting_ops = {
+    .size = sizeof(counting_ops), .param = count_param, .state = count_state, .fail = count_fail};
+
+/* What the plugin of layer `layer` declares under this card. *built is false when there is no such plugin. */
+static int count_layer(const chm_runtime *r, const chm_card *card, const char *name, int layer, part_size *size,
+                       size_t *state_bytes, bool *built) {
+    const chm_model_config *config = chm_card_model(card);
+    const struct chm_plugin *plugin = chm_registry_find(&r->registry, CHM_KIND_LAYER, name);
+    *size = (part_size){0};
+    *state_bytes = 0;
+    *built = plugin != NULL;
+    if (plugin == NULL) return CHM_OK;
+    counting c = {.declare = {.ops = &counting_ops}, .config = config};
+    chm_arena_init(&c.arena);
+    const struct chm_layer_ops *ops = plugin->ops;
+    const chm_layer_info info = {.size = sizeof(info),
+                                 .layer = layer,
+                                 .layers = (int32_t)config->layers,
+                                 .width = config->width,
+                                 .ffn_width = config->ffn_width,
+                                 .heads = config->heads,
+                                 .head_dim = config->head_dim,
+                                 .norm_eps = (float)config->norm_eps,
+                                 .norm_before_linear = config->norm_before_linear,
+                                 .in_loop = config->in_loop[layer]};
+    void *self = chm_arena_zero(&c.arena, plugin->instance_size ? plugin->instance_size : 1);
+    int status = self ? CHM_OK : CHM_E_MEMORY;
+    if (status == CHM_OK) status = chm_card_plugin_options(card, plugin, self, &c.arena);
+    if (status == CHM_OK && ops->declare(self, &c.declare, &info) != 0)
+        status = c.status != CHM_OK ? c.status : chm_fail(CHM_E_PLUGIN, "its declare failed and gave no reason");
+    if (status == CHM_OK) status = c.status;
+    if (status != CHM_OK) status = chm_fail_prefix(status, "layer %d, plugin '%s'", layer, name);
+    *size = c.size;
+    *state_bytes = c.state_bytes;
+    chm_arena_finish(&c.arena);
+    return status;
+}
+
+/* ---- the report -------------------------------------------------------------------------------------------------- */
+
+enum check_part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_COUNT };
+static const char *const part_name[PART_COUNT] = {"embedding", "mixers", "ffns", "norms"};
+
+typedef struct check_report {
+    chm_table layers, parts, values;
+    part_size part[PART_COUNT], total;
+    size_t state_bytes;
+    int missing_mixers, missing_ffns;
+    chm_string obstacle; /* why no model can be made of it; empty: it can */
+} check_report;
+
+/* Whether the model could be built: asked of the very code that would. */
+static int find_obstacle(const chm_runtime *r, const char *path, const struct chm_card_options *options,
+                         check_report *c) {
+    chm_card *card = NULL;
+    chm_model *m = NULL;
+    int status = chm_card_load(path, options, &card);
+    if (status != CHM_OK) return status;
+    status = chm_model_create(card, &r->registry, &m);
+    chm_model_destroy(m);
+    if (status == CHM_E_MEMORY) return status;
+    if (status != CHM_OK) chm_string_add(&c->obstacle, "%s", chm_error());
+    return CHM_OK;
+}
+
+static int collect_layers(const chm_runtime *r, const chm_card *card, check_report *c) {
+    const chm_model_config *config = chm_card_model(card);
+    chm_table *t = &c->layers;
+    chm_table_column(t, "#layer");
+    chm_table_column(t, "mixer");
+    chm_table_column(t, "ffn");
+    chm_table_column(t, "loop");
+    chm_table_column(t, "#parameters");
+    chm_table_column(t, "#bytes");
+    chm_table_column(t, "#state_bytes");
+    chm_table_column(t, "status");
+    const part_size norm = {config->width, (size_t)config->width * sizeof(float)};
+    for (int i = 0; i < config->layers; i++) {
+        part_size mixer, ffn;
+        size_t mixer_state, ffn_state;
+        bool mixer_built, ffn_built;
+        int status = count_layer(r, card, config->mixer[i], i, &mixer, &mixer_state, &mixer_built);
+        if (status == CHM_OK) status = count_layer(r, card, config->ffn[i], i, &ffn, &ffn_state, &ffn_built);
+        if (status != CHM_OK) return status;
+        c->part[PART_MIXERS].parameters += mixer.parameters;
+        c->part[PART_MIXERS].bytes += mixer.bytes;
+        c->part[PART_FFNS].parameters += ffn.parameters;
+        c->part[PART_FFNS].bytes += ffn.bytes;
+        c->part[PART_NORMS].parameters += 2 * norm.parameters;
+        c->part[PART_NORMS].bytes += 2 * norm.bytes;
+        c->state_bytes += mixer_state + ffn_state;
+        c->missing_mixers += !mixer_built;
+        c->missing_ffns += !ffn_built;
+        chm_table_cell(t, "%d", i);
+        chm_table_cell(t, "%s", config->mixer[i]);
+        chm_table_cell(t, "%s", config->ffn[i]);
+        chm_table_cell(t, "%s", config->in_loop[i] ? "yes" : "no");
+        if (mixer_built && ffn_built) {
+            chm_table_cell(t, "%lld", (long long)(mixer.parameters + ffn.parameters + 2 * norm.parameters));
+            chm_table_cell(t, "%zu", mixer.bytes + ffn.bytes + 2 * norm.bytes);
+            chm_table_cell(t, "%zu", mixer_state + ffn_state);
+            chm_table_cell(t, "built");
+        } else {
+            for (int k = 0; k < 3; k++) chm_table_cell(t, "%s", "");
+            chm_table_cell(t, "not built: %s%s%s", mixer_built ? "" : config->mixer[i],
+                           !mixer_built && !ffn_built ? ", " : "", ffn_built ? "" : config->ffn[i]);
+        }
+    }
+    c->part[PART_NORMS].parameters += norm.parameters; /* the final one */
+    c->part[PART_NORMS].bytes += norm.bytes;
+    /* tied: one matrix reads and writes */
+    const int64_t tables = config->tie_embeddings ? 1 : 2;
+    c->part[PART_EMBEDDING].parameters = tables * config->vocab * config->width;
+    c->part[PART_EMBEDDING].bytes =
+        (size_t)tables * stored_bytes(config, CHM_ROLE_EMBEDDING, config->vocab, config->width);
+    for (int i = 0; i < PART_COUNT; i++) {
+        c->total.parameters += c->part[i].parameters;
+        c->total.bytes += c->part[i].bytes;
+    }
+    return CHM_OK;
+}
+
+static void collect_parts(const chm_model_config *config, check_report *c) {
+    chm_table *t = &c->parts;
+    chm_table_column(t, "part");
+    chm_table_column(t, "#parameters");
+    chm_table_column(t, "#bytes");
+    chm_table_column(t, "status");
+    for (int i = 0; i <= PART_COUNT; i++) {
+        const part_size *p = i < PART_COUNT ? &c->part[i] : &c->total;
+        int missing = i == PART_MIXERS ? c->missing_mixers : i == PART_FFNS ? c->missing_ffns : 0;
+        if (i == PART_COUNT) missing = c->missing_mixers + c->missing_ffns;
+        chm_table_cell(t, "%s", i < PART_COUNT ? part_name[i] : "total");
+        chm_table_cell(t, "%lld", (long long)p->parameters);
+        chm_table_cell(t, "%zu", p->bytes);
+        if (missing)
+            chm_table_cell(t, "without %d of %lld not built", missing,
+                           (long long)config->layers * (i == PART_COUNT ? 2 : 1));
+        else
+            chm_table_cell(t, "built");
+    }
+}
+
+/* The lines of chm_card_resolved as a table; each value as the card gives it back under its key. */
+static int collect_values(const chm_card *card, check_report *c) {
+    chm_string text = {0};
+    chm_table *t = &c->values;
+    chm_table_column(t, "key");
+    chm_table_column(t, "value");
+    chm_table_column(t, "origin");
+    int status = chm_card_resolved(card, &text);
+    if (status == CHM_OK && text.failed) status = chm_fail(CHM_E_MEMORY, "out of memory while listing the card");
+    char *rest = NULL;
+    for (char *line = status == CHM_OK && text.text ? strtok_r(text.text, "\n", &rest) : NULL; line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        char *equals = strstr(line, " = ");
+        if (equals == NULL) continue;
+        *equals = '\0';
+        const char *origin = NULL, *value = chm_card_get(card, line, &origin);
+        if (value == NULL) { /* an item inside a list has no key of its own */
+            char *last = NULL;
+            for (char *at = equals + 3; (at = strstr(at, "  ")) != NULL; at++) last = at;
+            if (last != NULL) *last = '\0';
+            value = equals + 3;
+            origin = last ? last + 2 : "";
+            while (*origin == ' ') origin++;
+        }
+        chm_table_cell(t, "%s", line);
+        chm_table_cell(t, "%s", value);
+        chm_table_cell(t, "%s", origin ? origin : "");
+    }
+    chm_string_finish(&text);
+    return status;
+}
+
+static void write_count(FILE *out, int64_t n) {
+    char digits[32];
+    const int length = snprintf(digits, sizeof(digits), "%lld", (long long)n);
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0) putc(',', out);
+        putc(digits[i], out);
+    }
+}
+
+static void heading(FILE *out, chm_output format, const char *text) {
+    fprintf(out, format == CHM_OUTPUT_MD ? "\n## %s\n\n" : "\n%s\n", text);
+}
+
+static int write_check(const char *path, const chm_card *card, check_report *c, bool resolved, chm_output format,
+                       FILE *out) {
+    const chm_model_config *config = chm_card_model(card);
+    const char *const *unbuilt = chm_card_unbuilt(card);
+    const bool complete = c->missing_mixers + c->missing_ffns == 0, usable = c->obstacle.text == NULL;
+    int status = CHM_OK;
+    if (format == CHM_OUTPUT_CSV) { /* one table a file: the values when asked for, else the layers */
+        status = chm_table_print(resolved ? &c->values : &c->layers, format, out);
+        return status == CHM_OK ? chm_report_end(out) : status;
+    }
+    if (format == CHM_OUTPUT_JSON) {
+        fputs("{\n  \"schema_version\": 1,\n  \"card\": ", out);
+        chm_json_string(out, path);
+        fprintf(out, ",\n  \"valid\": true,\n  \"usable\": %s,\n  \"obstacle\": ", usable ? "true" : "false");
+        if (usable)
+            fputs("null", out);
+        else
+            chm_json_string(out, c->obstacle.text);
+        fputs(",\n", out);
+        fprintf(out, "  \"parameters\": %lld,\n  \"bytes\": %zu,\n  \"state_bytes\": %zu,\n",
+                (long long)c->total.parameters, c->total.bytes, c->state_bytes);
+        fputs("  \"parts\": ", out);
+        status = chm_table_json(&c->parts, 2, out);
+        fputs(",\n  \"layers\": ", out);
+        if (status == CHM_OK) status = chm_table_json(&c->layers, 2, out);
+        fputs(",\n  \"unbuilt\": [", out);
+        for (int i = 0; unbuilt && unbuilt[i]; i++) {
+            fputs(i ? ",\n    " : "\n    ", out);
+            chm_json_string(out, unbuilt[i]);
+        }
+        fputs(unbuilt && unbuilt[0] ? "\n  ]" : "]", out);
+        if (resolved) {
+            fputs(",\n  \"resolved\": ", out);
+            if (status == CHM_OK) status = chm_table_json(&c->values, 2, out);
+        }
+        fputs("\n}\n", out);
+        return status == CHM_OK ? chm_report_end(out) : status;
+    }
+    if (format == CHM_OUTPUT_MD) fputs("# ", out);
+    if (usable)
+        fprintf(out, "%s: valid; it can be trained and run", path);
+    else
+        fprintf(out, "%s: valid, but it cannot be trained or run yet: %s", path, c->obstacle.text);
+    fprintf(out, "\n%s%lld layers, width %lld, %lld heads of %lld, vocabulary %lld (%s)\n",
+            format == CHM_OUTPUT_MD ? "\n" : "", (long long)config->layers, (long long)config->width,
+            (long long)config->heads, (long long)config->head_dim, (long long)config->vocab, config->tokenizer);
+    write_count(out, c->total.parameters);
+    fputs(complete ? " parameters, " : " parameters in the parts that are built, ", out);
+    write_count(out, (int64_t)c->total.bytes);
+    fputs(" bytes in a file, ", out);
+    write_count(out, (int64_t)c->state_bytes);
+    fputs(" bytes of state a stream\n", out);
+    heading(out, format, "Parameters and bytes");
+    status = chm_table_print(&c->parts, format, out);
+    heading(out, format, "Layers");
+    if (status == CHM_OK) status = chm_table_print(&c->layers, format, out);
+    if (unbuilt && unbuilt[0]) {
+        heading(out, format, "Checked, but not built: these sections change nothing");
+        for (int i = 0; unbuilt[i]; i++) fprintf(out, format == CHM_OUTPUT_MD ? "- %s\n" : "  %s\n", unbuilt[i]);
+    }
+    if (resolved) {
+        heading(out, format, "Values");
+        if (status == CHM_OK) status = chm_table_print(&c->values, format, out);
+    }
+    return status == CHM_OK ? chm_report_end(out) : status;
+}
+
+int chm_check(chm_runtime *r, const char *path, const chm_overlay *overlay, bool resolved, chm_output format,
+              FILE *out) {
+    struct chm_card_options options;
+    chm_card *card = NULL;
+    check_report c;
+    memset(&c, 0, sizeof(c));
+    int status = chm_card_options_from(r, overlay, &options);
+    if (status != CHM_OK) return status;
+    if ((status = chm_card_load(path, &options, &card)) != CHM_OK) return status;
+    if ((status = collect_layers(r, card, &c)) != CHM_OK) {
+        status = chm_fail_prefix(status, "%s", path);
+        goto out;
+    }
+    collect_parts(chm_card_model(card), &c);
+    if ((status = find_obstacle(r, path, &options, &c)) != CHM_OK) goto out;
+    if (resolved && (status = collect_values(card, &c)) != CHM_OK) goto out;
+    status = write_check(path, card, &c, resolved, format, out);
+out:
+    chm_table_finish(&c.layers);
+    chm_table_finish(&c.parts);
+    chm_table_finish(&c.values);
+    chm_string_finish(&c.obstacle);
+    chm_card_destroy(card);
+    return status;
+}
+
+int chm_init_model(chm_runtime *r, const char *path, const chm_overlay *overlay, uint64_t seed, const char *out) {
+    struct chm_card_options options;
+    chm_card *card = NULL;
+    chm_model *m = NULL;
+    int status = chm_runtime_ready(r);
+    if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
+    if (status != CHM_OK) return status;
+    if ((status = chm_card_load(path, &options, &card)) != CHM_OK) return status;
+    if ((status = chm_model_create(card, &r->registry, &m)) != CHM_OK) return chm_fail_prefix(status, "%s", path);
+    if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
+    if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
+    if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
+    status = chm_model_save(m, out);
+out:
+    chm_model_destroy(m);
+    return status;
+}

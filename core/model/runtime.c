@@ -1,0 +1,210 @@
+/* runtime.c: the runtime behind chimera.h: plugins found, kernels chosen, threads started; tokenizers; reports. */
+#include "model/runtime.h"
+#if __has_include("model/report.h")
+#include "model/report.h"
+#endif
+#include "plugin/report.h"
+#include <chimera/chimera.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef CHM_VERSION
+#error "the build defines CHM_VERSION"
+#endif
+
+const char *chm_version(void) { return CHM_VERSION; }
+
+/* ---- runtime ----------------------------------------------------------------------------------------------------- */
+
+enum { CHM_MAX_THREADS = 256 };
+
+/* CHIMERA_THREADS when set, else the CPUs of this process. */
+static int default_threads(int *out) {
+    const char *text = getenv("CHIMERA_THREADS");
+    if (text == NULL || text[0] == '\0') {
+        *out = CHM_MIN(chm_cpu_count(), CHM_MAX_THREADS);
+        return CHM_OK;
+    }
+    int n = 0;
+    for (const char *c = text; *c; c++) {
+        if (*c < '0' || *c > '9' || n > CHM_MAX_THREADS) {
+            n = 0;
+            break;
+        }
+        n = n * 10 + (*c - '0');
+    }
+    if (n < 1 || n > CHM_MAX_THREADS)
+        return chm_fail(CHM_E_CONFIG, "CHIMERA_THREADS is '%s': a number of threads is 1..%d", text, CHM_MAX_THREADS);
+    *out = n;
+    return CHM_OK;
+}
+
+int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out) {
+    static const chm_runtime_options none = {.size = sizeof(none)};
+    *out = NULL;
+    if (options == NULL) options = &none;
+    if (options->size != sizeof(*options))
+        return chm_fail(CHM_E_CONFIG, "chm_runtime_options has size %u, this library expects %zu", options->size,
+                        sizeof(*options));
+    if (options->threads < 0 || options->threads > CHM_MAX_THREADS)
+        return chm_fail(CHM_E_CONFIG, "%d threads: 1..%d, or 0 for the CPUs of this process", options->threads,
+                        CHM_MAX_THREADS);
+    chm_log_set_level(options->verbosity < 0 ? CHM_LOG_ERROR : options->verbosity > 0 ? CHM_LOG_DEBUG : CHM_LOG_INFO);
+    chm_runtime *r = chm_alloc(sizeof(*r));
+    if (r == NULL) return CHM_E_MEMORY;
+    int status = CHM_OK;
+    r->threads = options->threads;
+    if (r->threads == 0 && (status = default_threads(&r->threads)) != CHM_OK) goto fail;
+    const struct chm_registry_options registry = {.plugin_path = options->plugin_path};
+    if ((status = chm_registry_init(&r->registry, &registry)) != CHM_OK) goto fail;
+    status = chm_kernels_choose(&r->registry, options->backend, options->require_backend, &r->kernels);
+    if (status != CHM_OK && !options->reports_only) goto fail;
+    r->ready = status == CHM_OK;
+    r->require_backend = options->require_backend;
+    if (options->backend != NULL && (r->backend = chm_strdup(options->backend)) == NULL) {
+        status = CHM_E_MEMORY;
+        goto fail;
+    }
+    if ((status = chm_pool_create(r->threads, &r->pool)) != CHM_OK) goto fail;
+    *out = r;
+    return CHM_OK;
+fail:
+    chm_runtime_destroy(r);
+    return status;
+}
+
+void chm_runtime_destroy(chm_runtime *r) {
+    if (r == NULL) return;
+    chm_pool_destroy(r->pool);
+    chm_free(r->backend);
+    chm_registry_finish(&r->registry);
+    chm_free(r);
+}
+
+int chm_runtime_threads(const chm_runtime *r) { return r->threads; }
+
+char *chm_kernels_used(chm_runtime *r) {
+    chm_string s = {0};
+    for (size_t i = 0; i < r->kernels.slots; i++)
+        chm_string_add(&s, "%s%s=%s", i ? " " : "", r->kernels.slot[i],
+                       r->kernels.backend[i] ? r->kernels.backend[i] : "none");
+    if (s.failed || s.text == NULL) {
+        chm_string_finish(&s);
+        chm_fail(CHM_E_MEMORY, "out of memory while naming the kernels");
+        return NULL;
+    }
+    return s.text;
+}
+
+int chm_doctor(chm_runtime *r, chm_output format, FILE *out) {
+    return chm_report_doctor(&r->registry, r->backend, r->require_backend, out, format);
+}
+
+int chm_plugins_list(chm_runtime *r, const char *kind, chm_output format, FILE *out) {
+    enum chm_kind only = 0;
+    if (kind != NULL && (only = chm_kind_parse(kind)) == 0) return CHM_E_CONFIG;
+    return chm_report_plugins(&r->registry, only, out, format);
+}
+
+int chm_plugins_show(chm_runtime *r, const char *name, chm_output format, FILE *out) {
+    return chm_report_plugin(&r->registry, name, out, format);
+}
+
+#if __has_include("model/report.h")
+int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out) {
+    return chm_report_inspect(path, &r->registry, verify, out, format);
+}
+#endif
+
+int chm_runtime_ready(const chm_runtime *r) {
+    if (r->ready) return CHM_OK;
+    return chm_fail(CHM_E_PLUGIN, "this runtime was made for reports only and has no kernels; chimera doctor says why");
+}
+
+void chm_text_free(char *text) { chm_free(text); }
+
+/* ---- tokenizers -------------------------------------------------------------------------------------------------- */
+
+static void *host_alloc(size_t bytes) { return chm_alloc(bytes); }
+
+static void host_log(enum chm_log_level level, const char *format, ...) {
+    char line[1024];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(line, sizeof(line), format, list);
+    va_end(list);
+    chm_log(level, "%s", line);
+}
+
+static int host_fail(int status, const char *format, ...) {
+    char line[1024];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(line, sizeof(line), format, list);
+    va_end(list);
+    return chm_fail(status, "%s", line);
+}
+
+const struct chm_host *chm_host_services(void) {
+    static const struct chm_host host = {
+        .size = sizeof(host), .alloc = host_alloc, .free = chm_free, .log = host_log, .fail = host_fail};
+    return &host;
+}
+
+int chm_tokenizer_open(chm_tokenizer *t, const chm_registry *r, const chm_card *card) {
+    const chm_model_config *config = chm_card_model(card);
+    memset(t, 0, sizeof(*t));
+    chm_arena_init(&t->arena);
+    char *data = NULL;
+    size_t size = 0;
+    int status = CHM_OK;
+    const struct chm_plugin *plugin = chm_registry_find(r, CHM_KIND_TOKENIZER, config->tokenizer);
+    if (plugin == NULL) {
+        status = chm_fail_prefix(CHM_E_PLUGIN, "tokenizer");
+        goto fail;
+    }
+    t->plugin = plugin;
+    t->ops = plugin->ops;
+    void *self = chm_arena_zero(&t->arena, plugin->instance_size ? plugin->instance_size : 1);
+    if (self == NULL) {
+        status = CHM_E_MEMORY;
+        goto fail;
+    }
+    if ((status = chm_card_plugin_options(card, plugin, self, &t->arena)) != CHM_OK) goto fail;
+    if (config->tokenizer_file != NULL) {
+        status = chm_read_file(config->tokenizer_file, UINT64_C(1) << 30, &data, &size);
+        if (status != CHM_OK) goto fail;
+        /* the plugin may keep pointers into its file, so the file lives as long as the instance */
+        void *kept = chm_arena_take(&t->arena, size + 1);
+        if (kept == NULL) {
+            status = CHM_E_MEMORY;
+            goto fail;
+        }
+        memcpy(kept, data, size + 1);
+        chm_free(data);
+        data = kept;
+    }
+    status = t->ops->init(self, chm_host_services(), data, size);
+    data = NULL;
+    if (status != CHM_OK) goto fail;
+    t->self = self;
+    const int32_t vocab = t->ops->vocab_size(self);
+    if (vocab < 1 || vocab > config->vocab) {
+        status =
+            chm_fail(CHM_E_CONFIG, "tokenizer '%s' has %d ids, the card's vocab_size is %lld: set it to at least %d",
+                     plugin->name, vocab, (long long)config->vocab, vocab);
+        goto fail;
+    }
+    return CHM_OK;
+fail:
+    chm_free(data);
+    chm_tokenizer_close(t);
+    return status;
+}
+
+void chm_tokenizer_close(chm_tokenizer *t) {
+    if (t == NULL) return;
+    if (t->self != NULL && t->ops->finish != NULL) t->ops->finish(t->self);
+    chm_arena_finish(&t->arena);
+    memset(t, 0, sizeof(*t));
+}
