@@ -1,0 +1,142 @@
+/*
+ * cli.h: the command table of `chimera`. One description of each command (options, types, ranges, words, examples)
+ * drives parsing, -h, --help and the suggestions for what was mistyped.
+ *
+ * Every file here includes <chimera/chimera.h> and libc, and nothing else of the library.
+ */
+#ifndef CHIMERA_CLI_H
+#define CHIMERA_CLI_H
+
+#include <chimera/chimera.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CLI_COUNT_OF(a) (sizeof(a) / sizeof((a)[0]))
+
+enum cli_type {
+    CLI_FLAG,   /* no value */
+    CLI_TEXT,   /* one value; the last stands */
+    CLI_REPEAT, /* one value each time; all are kept */
+    CLI_FILES,  /* values up to the next option, and again; all are kept */
+    CLI_INT,    /* a whole number */
+    CLI_TOKENS, /* a whole number that may end in K, M, B or T (powers of a thousand) */
+    CLI_SEED,   /* 0 .. 2^64 - 1 */
+    CLI_REAL,
+    CLI_CHOICE, /* one of `choices` */
+};
+
+struct cli_option {
+    const char *name; /* "data": --data */
+    char letter;      /* 'o': -o; 0: none */
+    enum cli_type type;
+    const char *value;   /* placeholder in help: "FILE" */
+    const char *choices; /* "text|json" */
+    double min, max;
+    const char *unit; /* "seconds"; in messages */
+    const char *doc;  /* one line */
+    bool required;
+};
+
+struct cli_value {
+    bool given;
+    const char *text;   /* as typed */
+    const char **items; /* CLI_REPEAT, CLI_FILES */
+    uint32_t count;
+    int64_t integer; /* CLI_INT, CLI_TOKENS; CLI_CHOICE: its index */
+    uint64_t seed;
+    double real;
+};
+
+struct cli_example {
+    const char *line, *what;
+};
+
+struct cli;
+struct cli_command {
+    const char *name, *arguments; /* "train", "CARD" */
+    const char *summary;          /* one line */
+    const char *text;             /* a paragraph or two for --help */
+    int min_arguments, max_arguments;
+    const struct cli_option *options;
+    size_t option_count;
+    const struct cli_example *examples;
+    size_t example_count;
+    bool no_runtime;   /* runs without looking for plugins */
+    bool reports_only; /* runs no model */
+    int (*run)(struct cli *c);
+};
+
+struct cli {
+    const struct cli_command *command;
+    struct cli_value *values; /* of the command's options */
+    struct cli_value *global; /* of cli_global_options */
+    const char **arguments;
+    int argument_count;
+    chm_runtime *runtime;
+    int verbosity; /* -1, 0, 1 */
+};
+
+extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_check, cli_plugins, cli_doctor,
+    cli_bench, cli_layer, cli_version, cli_help;
+extern const struct cli_command *const cli_commands[]; /* NULL-terminated, in the order of the help */
+extern const struct cli_option cli_global_options[];
+extern const size_t cli_global_count;
+
+/* options.c: fills *c; CHM_OK, CHM_E_CONFIG (the sentence is printed), or -1: help was asked for and printed */
+int cli_parse(struct cli *c, int argc, char **argv);
+void cli_finish(struct cli *c);
+/* The value of an option of this command, or a global one; the name must exist. */
+const struct cli_value *cli_get(const struct cli *c, const char *name);
+chm_output cli_format(const struct cli *c);
+/* The overlay of --ini, --set and --no-environment. */
+chm_overlay cli_overlay(const struct cli *c);
+/* The nearest of n names (at(list, i) gives the i-th), or NULL when none is near. */
+const char *cli_nearest(const char *word, const char *(*at)(const void *list, size_t i), const void *list, size_t n);
+
+/* help.c */
+void cli_print_commands(FILE *out);
+void cli_print_help(const struct cli_command *command, bool full, FILE *out);
+
+/* output.c */
+void cli_open_standard_files(void);               /* none of 0, 1, 2 is closed from here on */
+int cli_fail(int status, const char *format, ...) /* prints "chimera: ..."; returns status */
+    __attribute__((format(printf, 2, 3)));
+int cli_report(int status);                                    /* prints chm_error() unless CHM_OK */
+void cli_message(const struct cli *c, const char *format, ...) /* stderr, unless quiet */
+    __attribute__((format(printf, 2, 3)));
+int cli_close_stdout(int status); /* what was written must have arrived */
+/* Progress: one line rewritten on a terminal, a line each time elsewhere. */
+void cli_progress(const struct cli *c, const char *line);
+void cli_progress_end(void);
+/* Is it time for a line again (a fifth of a second on a terminal, else ten)? *last is when one was last due, 0: now. */
+bool cli_progress_due(double *last);
+void cli_duration(double seconds, char *text, size_t n); /* "1:02", "3:04:05" */
+void cli_count(double n, char *text, size_t size);       /* "12.3k", "4.0M" */
+void cli_json_string(FILE *out, const char *text);
+void cli_json_kernels(FILE *out, const char *kernels); /* "slot=backend ..." as an object */
+void cli_json_real(FILE *out, double x);               /* null when not finite; reads back exactly */
+/* Ctrl-C and TERM set cli_stop; the second one quits. */
+extern volatile int cli_stop;
+void cli_catch_interrupts(void);
+
+/* Options several commands share. */
+#define CLI_OUTPUT_OPTION                                                                                              \
+    {                                                                                                                  \
+        .name = "output", .letter = 'o', .type = CLI_CHOICE, .value = "FORMAT", .choices = "text|json|csv|md",         \
+        .doc = "how the report is written"                                                                             \
+    }
+#define CLI_OVERLAY_OPTIONS                                                                                            \
+    {.name = "ini",                                                                                                    \
+     .type = CLI_REPEAT,                                                                                               \
+     .value = "FILE",                                                                                                  \
+     .doc = "lay an ini file over the card; repeatable, in order"},                                                    \
+        {.name = "set",                                                                                                \
+         .type = CLI_REPEAT,                                                                                           \
+         .value = "KEY=VALUE",                                                                                         \
+         .doc = "override one value of the card (gd.chunk_size=64); repeatable, comes last"},                          \
+    {                                                                                                                  \
+        .name = "no-environment", .type = CLI_FLAG, .doc = "leave CHIMERA_* variables out of the card"                 \
+    }
+
+#endif

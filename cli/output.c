@@ -1,0 +1,216 @@
+/* output.c: messages, progress, JSON, and a standard output that is watched. */
+#include "cli.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A descriptor closed by the caller would be handed to the first file opened. Opened the wrong way round, so that
+ * writing to it still fails. */
+void cli_open_standard_files(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) == -1 && errno == EBADF && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd)
+            abort();
+}
+
+static bool stderr_is_terminal(void) {
+    const char *term = getenv("TERM");
+    return isatty(STDERR_FILENO) && term != NULL && strcmp(term, "dumb") != 0;
+}
+
+static bool stderr_has_colour(void) {
+    const char *no = getenv("NO_COLOR");
+    return (no == NULL || no[0] == '\0') && stderr_is_terminal();
+}
+
+static int progress_width; /* characters of the line now on the terminal, 0: none */
+
+void cli_progress_end(void) {
+    if (progress_width > 0) fputc('\n', stderr);
+    progress_width = 0;
+}
+
+static int terminal_columns(void) {
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0 ? w.ws_col : 80;
+}
+
+void cli_progress(const struct cli *c, const char *line) {
+    if (c->verbosity < 0) return;
+    if (!stderr_is_terminal()) {
+        fprintf(stderr, "%s\n", line);
+        return;
+    }
+    const int columns = terminal_columns() - 1;
+    int width = (int)strlen(line);
+    if (width > columns) width = columns;
+    fprintf(stderr, "\r%.*s", width, line);
+    for (int i = width; i < progress_width; i++) fputc(' ', stderr);
+    progress_width = width > 0 ? width : 1;
+    fflush(stderr);
+}
+
+bool cli_progress_due(double *last) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    const double now = (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    if (*last > 0 && now - *last < (stderr_is_terminal() ? 0.2 : 10)) return false;
+    *last = now;
+    return true;
+}
+
+static void print_prefixed(const char *text) {
+    const bool colour = stderr_has_colour();
+    cli_progress_end();
+    while (*text) { /* each problem on a line of its own */
+        const char *end = strchr(text, '\n');
+        const size_t n = end ? (size_t)(end - text) : strlen(text);
+        fprintf(stderr, "%schimera:%s %.*s\n", colour ? "\033[1;31m" : "", colour ? "\033[0m" : "", (int)n, text);
+        text += n + (end != NULL);
+    }
+}
+
+int cli_fail(int status, const char *format, ...) {
+    char text[4096];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof(text), format, list);
+    va_end(list);
+    print_prefixed(text);
+    return status;
+}
+
+int cli_report(int status) {
+    if (status == CHM_OK) return status;
+    const char *text = chm_error();
+    print_prefixed(text[0] ? text : "it failed and gave no reason: please report this as a bug");
+    return status;
+}
+
+void cli_message(const struct cli *c, const char *format, ...) {
+    if (c->verbosity < 0) return;
+    va_list list;
+    cli_progress_end();
+    va_start(list, format);
+    vfprintf(stderr, format, list);
+    va_end(list);
+    fputc('\n', stderr);
+}
+
+int cli_close_stdout(int status) {
+    errno = 0;
+    const bool bad = ferror(stdout) != 0;
+    if (fflush(stdout) == 0 && !bad) return status;
+    const int why = errno;
+    if (status != CHM_OK) return status;
+    return cli_fail(CHM_E_DATA, "standard output: %s",
+                    why == EPIPE ? "its reader has gone, the output is cut short"
+                    : why        ? strerror(why)
+                                 : "a write failed, the output is cut short");
+}
+
+void cli_duration(double seconds, char *text, size_t n) {
+    if (!isfinite(seconds) || seconds < 0 || seconds > 1e9) {
+        snprintf(text, n, "?");
+        return;
+    }
+    const long s = (long)(seconds + 0.5);
+    if (s >= 3600)
+        snprintf(text, n, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else
+        snprintf(text, n, "%ld:%02ld", s / 60, s % 60);
+}
+
+void cli_count(double x, char *text, size_t size) {
+    if (x < 10000)
+        snprintf(text, size, "%.0f", x);
+    else if (x < 1e6)
+        snprintf(text, size, "%.1fk", x / 1e3);
+    else if (x < 1e9)
+        snprintf(text, size, "%.2fM", x / 1e6);
+    else
+        snprintf(text, size, "%.2fG", x / 1e9);
+}
+
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
+
+/* Bytes of the UTF-8 character at s, 0 when there is none. */
+static int utf8_length(const unsigned char *s) {
+    static const struct {
+        unsigned char low, high, second_low, second_high;
+        int length;
+    } form[] = {{0x01, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+                {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
+                {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
+    for (size_t i = 0; i < CLI_COUNT_OF(form); i++) {
+        if (s[0] < form[i].low || s[0] > form[i].high) continue;
+        if (form[i].length > 1 && (s[1] < form[i].second_low || s[1] > form[i].second_high)) return 0;
+        for (int k = 2; k < form[i].length; k++)
+            if ((s[k] & 0xc0) != 0x80) return 0;
+        return form[i].length;
+    }
+    return 0;
+}
+
+void cli_json_string(FILE *out, const char *text) {
+    putc('"', out);
+    for (const unsigned char *s = (const unsigned char *)text; *s;) {
+        const int n = utf8_length(s);
+        if (n > 1 || (n == 1 && *s >= 0x20 && *s != '"' && *s != '\\'))
+            fwrite(s, 1, (size_t)n, out);
+        else if (n == 0)
+            fputs("\\ufffd", out);
+        else
+            fprintf(out, "\\u%04x", *s);
+        s += n ? n : 1;
+    }
+    putc('"', out);
+}
+
+void cli_json_kernels(FILE *out, const char *kernels) {
+    bool first = true;
+    putc('{', out);
+    while (*kernels) {
+        char slot[64], backend[64];
+        int used = 0;
+        if (sscanf(kernels, " %63[^= ]=%63[^ ]%n", slot, backend, &used) != 2) break;
+        fputs(first ? "" : ", ", out);
+        cli_json_string(out, slot);
+        fputs(": ", out);
+        cli_json_string(out, backend);
+        first = false;
+        kernels += used;
+    }
+    putc('}', out);
+}
+
+void cli_json_real(FILE *out, double x) {
+    if (isfinite(x))
+        fprintf(out, "%.17g", x);
+    else
+        fputs("null", out);
+}
+
+/* ---- Ctrl-C ------------------------------------------------------------------------------------------------------ */
+
+volatile int cli_stop;
+
+static void on_interrupt(int signal) {
+    (void)signal;
+    cli_stop = 1;
+}
+
+void cli_catch_interrupts(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = on_interrupt;
+    action.sa_flags = (int)SA_RESETHAND | SA_RESTART; /* the second one finds the default: it quits */
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}

@@ -1,0 +1,189 @@
+/* run.c: chimera run. */
+#include "cli.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const struct cli_option options[] = {
+    {.name = "prompt", .letter = 'p', .type = CLI_TEXT, .value = "TEXT", .doc = "text to go on from"},
+    {.name = "prompt-file", .type = CLI_TEXT, .value = "FILE", .doc = "the same from a file; - is standard input"},
+    {.name = "n",
+     .type = CLI_TOKENS,
+     .value = "N",
+     .min = 1,
+     .unit = "tokens",
+     .doc = "most tokens to write; else the card's max_new_tokens"},
+    {.name = "temp",
+     .type = CLI_REAL,
+     .value = "T",
+     .min = 0,
+     .max = 100,
+     .doc = "temperature; 0 takes the most likely token"},
+    {.name = "top-k",
+     .type = CLI_INT,
+     .value = "K",
+     .min = 0,
+     .max = 1 << 24,
+     .unit = "tokens",
+     .doc = "keep the K most likely; 0 is off"},
+    {.name = "top-p",
+     .type = CLI_REAL,
+     .value = "P",
+     .min = 1e-9,
+     .max = 1,
+     .doc = "keep the most likely that make up P together; 1 is off"},
+    {.name = "min-p",
+     .type = CLI_REAL,
+     .value = "P",
+     .min = 0,
+     .max = 1,
+     .doc = "drop what is less than P times as likely as the best; 0 is off"},
+    {.name = "repeat-penalty",
+     .type = CLI_REAL,
+     .value = "R",
+     .min = 1e-3,
+     .max = 100,
+     .doc = "divide the logits of recent tokens by R; 1 is off"},
+    {.name = "repeat-last",
+     .type = CLI_INT,
+     .value = "N",
+     .min = 0,
+     .max = 1 << 20,
+     .unit = "tokens",
+     .doc = "how far back that looks (64)"},
+    {.name = "seed",
+     .type = CLI_SEED,
+     .value = "N",
+     .doc = "the same seed writes the same text; else one is drawn and shown"},
+    {.name = "echo", .type = CLI_FLAG, .doc = "write the prompt too"},
+    CLI_OVERLAY_OPTIONS,
+};
+
+static const struct cli_example examples[] = {
+    {"chimera run model.b158 -p \"Once upon a time\"", "goes on from there"},
+    {"chimera run model.b158 -p ROMEO: -n 500 --temp 0.8 --top-p 0.95 --seed 7", "500 tokens that can be had again"},
+    {"chimera run model.b158 --prompt-file - -n 100 --temp 0 < letter.txt", "the most likely end of a letter"},
+};
+
+/* Bytes a terminal would obey are shown as '?': a byte model may write any. */
+static int on_text(void *user, const void *text, size_t bytes) {
+    const bool *terminal = user;
+    const unsigned char *s = text;
+    for (size_t i = 0; i < bytes; i++)
+        putchar(*terminal && ((s[i] < 0x20 && s[i] != '\n' && s[i] != '\t') || s[i] == 0x7f) ? '?' : s[i]);
+    return cli_stop || fflush(stdout) != 0;
+}
+
+/* All of a file (or standard input), at most 1 GiB. */
+static int read_prompt(const char *path, char **text, size_t *bytes) {
+    enum { STEP = 1 << 16 };
+    const bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    if (file == NULL) return cli_fail(CHM_E_DATA, "--prompt-file %s: %s", path, strerror(errno));
+    char *data = NULL;
+    size_t size = 0, got = 0;
+    int status = CHM_OK;
+    do {
+        char *more = size < (size_t)1 << 30 ? realloc(data, size + STEP) : NULL;
+        if (more == NULL) {
+            status = cli_fail(CHM_E_MEMORY, "--prompt-file %s: too long for this machine, or over 1 GiB", path);
+            break;
+        }
+        data = more;
+        got = fread(data + size, 1, STEP, file);
+        size += got;
+    } while (got == STEP);
+    if (status == CHM_OK && ferror(file))
+        status = cli_fail(CHM_E_DATA, "--prompt-file %s: %s", path, errno ? strerror(errno) : "it cannot be read");
+    if (!standard) fclose(file);
+    if (status != CHM_OK) {
+        free(data);
+        return status;
+    }
+    *text = data;
+    *bytes = size;
+    return CHM_OK;
+}
+
+static uint64_t drawn_seed(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    uint64_t x = (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec + ((uint64_t)getpid() << 40);
+    x ^= x >> 31;
+    x *= UINT64_C(0x9e3779b97f4a7c15);
+    return (x ^ x >> 29) % 1000000000; /* short enough to type */
+}
+
+static void fill_sampling(const struct cli *c, chm_sampling *s) {
+    if (cli_get(c, "temp")->given) s->temperature = cli_get(c, "temp")->real;
+    if (cli_get(c, "top-k")->given) s->top_k = (int32_t)cli_get(c, "top-k")->integer;
+    if (cli_get(c, "top-p")->given) s->top_p = cli_get(c, "top-p")->real;
+    if (cli_get(c, "min-p")->given) s->min_p = cli_get(c, "min-p")->real;
+    if (cli_get(c, "repeat-penalty")->given) s->repeat_penalty = cli_get(c, "repeat-penalty")->real;
+    if (cli_get(c, "repeat-last")->given) s->repeat_last = (int32_t)cli_get(c, "repeat-last")->integer;
+    s->seed = cli_get(c, "seed")->given ? cli_get(c, "seed")->seed : drawn_seed();
+}
+
+static int run_run(struct cli *c) {
+    const struct cli_value *text = cli_get(c, "prompt"), *file = cli_get(c, "prompt-file");
+    const chm_overlay overlay = cli_overlay(c);
+    const char *prompt = text->given ? text->text : "";
+    char *owned = NULL;
+    size_t bytes = strlen(prompt);
+    chm_model *model = NULL;
+    chm_stream *stream = NULL;
+    if (text->given && file->given)
+        return cli_fail(CHM_E_CONFIG, "run: --prompt and --prompt-file are two prompts; give one of them");
+    int status = CHM_OK;
+    if (file->given) {
+        if ((status = read_prompt(file->text, &owned, &bytes)) != CHM_OK) return status;
+        prompt = owned;
+    }
+    chm_sampling sampling = {.size = sizeof(sampling)};
+    chm_generate_result result = {.size = sizeof(result)};
+    bool terminal = isatty(STDOUT_FILENO);
+    if ((status = cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, &model))) != CHM_OK) goto out;
+    if ((status = cli_report(chm_stream_open(c->runtime, model, &stream))) != CHM_OK) goto out;
+    chm_sampling_defaults(model, &sampling);
+    fill_sampling(c, &sampling);
+    cli_catch_interrupts();
+    if (cli_get(c, "echo")->given) fwrite(prompt, 1, bytes, stdout);
+    status = chm_generate(stream, prompt, bytes, cli_get(c, "n")->integer, &sampling, on_text, &terminal, &result);
+    /* a text ends its line on a terminal; a file gets the model's bytes and no more */
+    if (terminal) putchar('\n');
+    if (cli_report(status) != CHM_OK) goto out;
+    if (cli_stop) {
+        status = cli_fail(CHM_E_INTERRUPTED, "interrupted after %lld tokens (seed %llu)", (long long)result.tokens,
+                          (unsigned long long)sampling.seed);
+        goto out;
+    }
+    fflush(stdout);
+    cli_message(c, "read %lld tokens (%.1f/s), wrote %lld (%.1f/s)%s, seed %llu", (long long)result.prompt_tokens,
+                result.prefill_seconds > 0 ? (double)result.prompt_tokens / result.prefill_seconds : 0,
+                (long long)result.tokens, result.decode_seconds > 0 ? (double)result.tokens / result.decode_seconds : 0,
+                result.ended ? " to the end of its text" : "", (unsigned long long)sampling.seed);
+out:
+    chm_stream_close(stream);
+    chm_close(model);
+    free(owned);
+    return status;
+}
+
+const struct cli_command cli_run = {.name = "run",
+                                    .arguments = "MODEL",
+                                    .summary = "writes text with a model",
+                                    .text = "Reads the prompt and writes what follows, byte for byte, as it comes. "
+                                            "What is not given comes from the card's\n"
+                                            "generation section. Filters work in this order: repeat penalty, "
+                                            "temperature, top-k, top-p, min-p. A seed gives\n"
+                                            "the same text on any machine, thread count and backend.",
+                                    .min_arguments = 1,
+                                    .max_arguments = 1,
+                                    .options = options,
+                                    .option_count = CLI_COUNT_OF(options),
+                                    .examples = examples,
+                                    .example_count = CLI_COUNT_OF(examples),
+                                    .run = run_run};

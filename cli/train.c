@@ -1,0 +1,159 @@
+/* train.c: chimera train. */
+#include "cli.h"
+#include <math.h>
+#include <stdio.h>
+
+static const struct cli_option options[] = {
+    {.name = "data",
+     .type = CLI_FILES,
+     .value = "FILE",
+     .doc = "text to learn from, each file a document; several, repeatable",
+     .required = true},
+    {.name = "out",
+     .type = CLI_TEXT,
+     .value = "DIR",
+     .doc = "run directory: model.b158, checkpoint, log.jsonl, card.json",
+     .required = true},
+    {.name = "validation",
+     .type = CLI_FILES,
+     .value = "FILE",
+     .doc = "held-out text, scored as chimera eval would; several, repeatable"},
+    {.name = "seconds",
+     .type = CLI_REAL,
+     .value = "S",
+     .min = 0,
+     .max = 1e8,
+     .unit = "seconds",
+     .doc = "wall time to spend: speed is measured first, then the tokens are fixed"},
+    {.name = "tokens",
+     .type = CLI_TOKENS,
+     .value = "N",
+     .min = 1,
+     .unit = "tokens",
+     .doc = "tokens to read (5M works); else the card's number"},
+    {.name = "resume",
+     .type = CLI_FLAG,
+     .doc = "go on from the checkpoint in DIR; gives the same bytes as not stopping"},
+    {.name = "dry-run", .type = CLI_FLAG, .doc = "forecast memory and time, and stop there"},
+    {.name = "checkpoint-seconds",
+     .type = CLI_REAL,
+     .value = "S",
+     .min = 0.001,
+     .max = 1e8,
+     .unit = "seconds",
+     .doc = "time between checkpoints (60)"},
+    CLI_OVERLAY_OPTIONS,
+    CLI_OUTPUT_OPTION,
+};
+
+static const struct cli_example examples[] = {
+    {"chimera train etc/chimera-nano.json --data book.txt --out run/book --seconds 120",
+     "two minutes on one book; run/book/model.b158 is the model"},
+    {"chimera train card.json --data a.txt b.txt --validation c.txt --out run/x --tokens 5M",
+     "five million tokens of two files, scored on a third"},
+    {"chimera train card.json --data a.txt b.txt --validation c.txt --out run/x --tokens 5M --resume",
+     "the same, after Ctrl-C"},
+    {"chimera train card.json --data a.txt --out run/x --dry-run", "what it would need"},
+};
+
+static void on_progress(void *user, const chm_progress *p) {
+    const struct cli *c = user;
+    if (p->message != NULL) {
+        cli_message(c, "%s", p->message);
+        return;
+    }
+    char done[24], total[24], rate[24], eta[24], line[320];
+    cli_count((double)p->tokens, done, sizeof(done));
+    cli_count((double)p->total_tokens, total, sizeof(total));
+    cli_count(p->tokens_per_second, rate, sizeof(rate));
+    cli_duration(p->eta_seconds, eta, sizeof(eta));
+    int n = snprintf(line, sizeof(line), "step %lld  %s/%s tokens  loss %.4f nats  %.4f bits/byte  %s tok/s  ETA %s",
+                     (long long)p->step, done, total, p->loss, p->bits_per_byte, rate, eta);
+    if (isfinite(p->validation_bits_per_byte) && n > 0 && (size_t)n < sizeof(line))
+        snprintf(line + n, sizeof(line) - (size_t)n, "  held out %.4f bits/byte", p->validation_bits_per_byte);
+    cli_progress(c, line);
+    /* a validation is worth keeping on the screen */
+    if (isfinite(p->validation_bits_per_byte)) cli_progress_end();
+}
+
+static void print_result(const struct cli *c, const chm_train_result *r) {
+    const char *finished = r->finished ? "true" : "false";
+    switch (cli_format(c)) {
+    case CHM_OUTPUT_JSON:
+        fputs("{\"schema_version\": 1, \"model\": ", stdout);
+        cli_json_string(stdout, r->model);
+        printf(", \"steps\": %lld, \"tokens\": %lld, \"parameters\": %lld, \"loss\": ", (long long)r->steps,
+               (long long)r->tokens, (long long)r->parameters);
+        cli_json_real(stdout, r->loss);
+        fputs(", \"validation_bits_per_byte\": ", stdout);
+        cli_json_real(stdout, r->validation_bits_per_byte);
+        fputs(", \"seconds\": ", stdout);
+        cli_json_real(stdout, r->seconds);
+        printf(", \"finished\": %s}\n", finished);
+        break;
+    case CHM_OUTPUT_CSV:
+        printf(
+            "model,steps,tokens,parameters,loss,validation_bits_per_byte,seconds,finished\n\"%s\",%lld,%lld,%lld,%.9g,",
+            r->model, (long long)r->steps, (long long)r->tokens, (long long)r->parameters, r->loss);
+        if (isfinite(r->validation_bits_per_byte)) printf("%.17g", r->validation_bits_per_byte);
+        printf(",%.3f,%s\n", r->seconds, finished);
+        break;
+    case CHM_OUTPUT_MD:
+    case CHM_OUTPUT_TEXT: {
+        char time[24];
+        cli_duration(r->seconds, time, sizeof(time));
+        printf("%s: %lld parameters, %lld steps, %lld tokens in %s", r->model, (long long)r->parameters,
+               (long long)r->steps, (long long)r->tokens, time);
+        if (isfinite(r->loss)) printf(", loss %.4f nats a token", r->loss);
+        if (isfinite(r->validation_bits_per_byte)) printf(", held out %.4f bits per byte", r->validation_bits_per_byte);
+        printf("%s\n", r->finished ? "" : " (not finished: --resume goes on)");
+        break;
+    }
+    }
+}
+
+static int run_train(struct cli *c) {
+    const struct cli_value *data = cli_get(c, "data"), *validation = cli_get(c, "validation");
+    const chm_overlay overlay = cli_overlay(c);
+    if (cli_get(c, "seconds")->given && cli_get(c, "tokens")->given)
+        return cli_fail(CHM_E_CONFIG, "train: --seconds and --tokens are two budgets; give one of them");
+    const chm_train_options o = {.size = sizeof(o),
+                                 .data_count = data->count,
+                                 .validation_count = validation->count,
+                                 .card = c->arguments[0],
+                                 .overlay = &overlay,
+                                 .data = data->items,
+                                 .validation = validation->items,
+                                 .out = cli_get(c, "out")->text,
+                                 .seconds = cli_get(c, "seconds")->real,
+                                 .tokens = cli_get(c, "tokens")->integer,
+                                 .resume = cli_get(c, "resume")->given,
+                                 .dry_run = cli_get(c, "dry-run")->given,
+                                 .checkpoint_seconds = cli_get(c, "checkpoint-seconds")->real,
+                                 .progress = on_progress,
+                                 .user = c,
+                                 .stop = &cli_stop};
+    chm_train_result result = {.size = sizeof(result), .validation_bits_per_byte = NAN};
+    cli_catch_interrupts();
+    const int status = chm_train(c->runtime, &o, &result);
+    cli_progress_end();
+    if (status == CHM_OK && !o.dry_run) print_result(c, &result);
+    return cli_report(status);
+}
+
+const struct cli_command cli_train = {
+    .name = "train",
+    .arguments = "CARD",
+    .summary = "trains a model card on text",
+    .text = "Trains the model of CARD with its ternary weights in the loop. Progress goes to standard error, one line "
+            "that is\n"
+            "rewritten on a terminal and a line each time elsewhere; DIR/log.jsonl keeps every report. Ctrl-C saves "
+            "and ends\n"
+            "with code 130, --resume goes on from there. Without --seconds and --tokens the card's budget holds.",
+    .min_arguments = 1,
+    .max_arguments = 1,
+    .options = options,
+    .option_count = CLI_COUNT_OF(options),
+    .examples = examples,
+    .example_count = CLI_COUNT_OF(examples),
+    .run = run_train};
