@@ -375,7 +375,7 @@ static void accepts_and_refuses(void **state) {
         {"floats", "[0.5, -1]", NULL},
         {"floats", "[2]", "floats: '[2]' is not accepted: expected list of numbers -1..1"},
         {"words", "c", NULL},
-        {"words", "[\"d\"]", "words: '[\"d\"]' is not accepted: expected list of from a, b, c"},
+        {"words", "[\"d\"]", "words: '[\"d\"]' is not accepted: expected list of names from: a, b, c"},
         {"fixed", "3", NULL},
         {"fixed", "4", "fixed: '4' is not accepted: expected integer 3..3"},
         {"big", "-2T", NULL},

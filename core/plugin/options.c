@@ -169,7 +169,7 @@ void chm_option_accepts(const struct chm_option *o, char *text, size_t n) {
         return;
     case CHM_OPT_STRING_LIST:
         if (o->choices) {
-            snprintf(text, n, "list of%s from %s", length, choices);
+            snprintf(text, n, "list of%s from: %s", *length ? length : " names", choices);
         } else {
             snprintf(text, n, "list of%s text%s", length, plural);
         }

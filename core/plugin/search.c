@@ -23,8 +23,8 @@ const char *chm_build_tree_plugins(void) {
     const char *found = NULL;
     char *self = NULL, *root = NULL, *installed = NULL;
     if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return NULL;
-    self = realpath(info.dli_fname, NULL);
-    if (!self) self = realpath("/proc/self/exe", NULL); /* the main program goes by argv[0] */
+    /* A library is known by its whole path; the main program by argv[0], which may be anything. */
+    self = realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", NULL);
     root = realpath(CHM_BUILD_ROOT, NULL);
     installed = realpath(CHM_INSTALLED_PLUGINS "/../..", NULL);
     if (!self || !root) goto out;
