@@ -355,7 +355,7 @@ static void test_out_of_memory(void **state) {
         status = chm_safetensors_parse("file.st", file, size, &s);
         chm_alloc_fail_after(-1);
         assert_true(status == CHM_OK || status == CHM_E_MEMORY);
-        assert_true(n < 100 && (n > 0 || status));
+        assert_true(n < 10000 && (n > 0 || status));
         chm_safetensors_destroy(s);
     }
     free(file);
@@ -366,7 +366,7 @@ static void test_out_of_memory(void **state) {
         status = chm_safetensors_write(scratch, t, EXAMPLES, NULL, NULL, 0, true);
         chm_alloc_fail_after(-1);
         assert_true(status == CHM_OK || status == CHM_E_MEMORY);
-        assert_true(n < 100 && (n > 0 || status));
+        assert_true(n < 10000 && (n > 0 || status));
         assert_int_equal(access(scratch, F_OK) == 0, status == CHM_OK);
     }
     unlink(scratch);

@@ -1,26 +1,7 @@
 /* value.c: JSON text to a tree with lines, and back. */
 #include "config/value.h"
-#include <jansson.h>
-#include <pthread.h>
+#include "base/json.h"
 #include <string.h>
-
-/* ---- jansson on our allocator. It says nothing useful when it runs out of memory, so we notice here. ---- */
-
-static _Thread_local bool json_starved;
-
-static void *json_take(size_t bytes) {
-    void *p = chm_alloc(bytes);
-    if (!p) json_starved = true;
-    return p;
-}
-
-static void use_our_allocator(void) { json_set_alloc_funcs(json_take, chm_free); }
-
-static void begin_json(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, use_our_allocator);
-    json_starved = false;
-}
 
 /* ---- making values ---- */
 
@@ -230,12 +211,12 @@ int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena 
     int line = too_deep(text, bytes);
     if (line)
         return chm_fail(CHM_E_CONFIG, "%s:%d: brackets nest more than %d levels deep", name, line, CHM_CARD_MAX_DEPTH);
-    begin_json();
+    chm_json_begin();
     json_error_t error;
     memset(&error, 0, sizeof error);
     json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (!json) {
-        if (json_starved) return CHM_E_MEMORY;
+        if (chm_json_starved()) return CHM_E_MEMORY;
         int at = error.line > 0 ? error.line : 1;
         if (json_error_code(&error) == json_error_invalid_utf8)
             return chm_fail(CHM_E_CONFIG, "%s:%d: not UTF-8 text (%s)", name, at, error.text);
@@ -262,11 +243,11 @@ out:
 chm_value *chm_value_scalar(const char *text, chm_arena *arena, bool *failed) {
     size_t bytes = strlen(text);
     if (bytes > CHM_CARD_MAX_BYTES || too_deep(text, bytes)) return NULL;
-    begin_json();
+    chm_json_begin();
     json_error_t error;
     json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     if (!json) {
-        *failed = *failed || json_starved;
+        *failed = *failed || chm_json_starved();
         return NULL;
     }
     chm_value *v = convert(json, NULL, arena);
@@ -291,7 +272,7 @@ void chm_value_path(const chm_value *v, chm_string *out) {
 }
 
 bool chm_value_number(double x, chm_string *out) {
-    begin_json();
+    chm_json_begin();
     bool done = false;
     json_t *number = json_real(x);
     for (int digits = 15; number && digits <= 17 && !done; digits++) {
@@ -304,7 +285,7 @@ bool chm_value_number(double x, chm_string *out) {
         }
         json_decref(back);
         chm_free(text);
-        if (json_starved) break;
+        if (chm_json_starved()) break;
     }
     json_decref(number);
     if (!done) out->failed = true;

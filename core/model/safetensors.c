@@ -5,10 +5,10 @@
  * A header comes from strangers, so nothing of it is believed: every tensor must be of a known type, as long as its
  * shape says, and begin where the one before it ended, from the first byte after the header to the last of the file.
  */
+#include "base/json.h"
 #include "model/b158.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -250,9 +250,10 @@ int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes,
     chm_safetensors *s = &r->file;
     s->owned = r;
 
+    chm_json_begin();
     r->root = json_loadb((const char *)data + 8, (size_t)header, JSON_REJECT_DUPLICATES, &error);
     if (!r->root) {
-        if (json_error_code(&error) == json_error_out_of_memory)
+        if (chm_json_starved())
             status = chm_fail(CHM_E_MEMORY, "%s: out of memory reading the header of %" PRIu64 " bytes", name, header);
         else
             status = chm_fail(CHM_E_DATA, "%s: the header is not sound JSON: byte %d: %s", name, error.position,
@@ -346,34 +347,38 @@ static int add_text(const char *buffer, size_t n, void *string) {
 
 static int memory(const char *path) { return chm_fail(CHM_E_MEMORY, "%s: out of memory writing the header", path); }
 
+/* Why jansson would not take this text. */
+static int refused(const char *path, const char *what, const char *text) {
+    if (chm_json_starved()) return memory(path);
+    return chm_fail(CHM_E_INTERNAL, "%s: %s '%s' is not UTF-8", path, what, chm_quote(text).text);
+}
+
 /* Adds one tensor to the header; *at moves past its bytes. */
 static int add_entry(const char *path, json_t *root, const char *name, const chm_st_tensor *t, uint64_t *at) {
     uint64_t needed = 0, end = 0;
     if (t->rank < 0 || t->rank > MAX_RANK || (unsigned)t->dtype >= CHM_ARRAY_COUNT(dtypes))
-        return chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has no sound rank or dtype", path, name);
-    json_t *shape = json_array();
-    int status = CHM_OK;
-    bool failed = !shape;
+        return chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has no sound rank or dtype", path, chm_quote(name).text);
     needed = dtypes[t->dtype].bytes;
-    for (int i = 0; i < t->rank && !failed; i++) {
+    for (int i = 0; i < t->rank; i++)
         if (t->shape[i] < 0 || __builtin_mul_overflow(needed, (uint64_t)t->shape[i], &needed))
-            status = chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has no sound shape", path, name);
-        failed = status || json_array_append_new(shape, json_integer(t->shape[i]));
-    }
-    if (!status && (needed != t->bytes || __builtin_add_overflow(*at, needed, &end) || end > INT64_MAX))
-        status = chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has %" PRIu64 " bytes, its shape needs %" PRIu64, path, name,
-                          t->bytes, needed);
-    if (!status && (!strcmp(name, "__metadata__") || json_object_get(root, name)))
-        status = chm_fail(CHM_E_INTERNAL, "%s: tensor name '%s' is taken", path, chm_quote(name).text);
-    if (status || failed) {
-        json_decref(shape);
-        return status ? status : memory(path);
-    }
-    json_t *entry = json_pack("{s:s, s:o, s:[I, I]}", "dtype", dtypes[t->dtype].name, "shape", shape, "data_offsets",
+            return chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has no sound shape", path, chm_quote(name).text);
+    if (needed != t->bytes || __builtin_add_overflow(*at, needed, &end) || end > INT64_MAX)
+        return chm_fail(CHM_E_INTERNAL, "%s: tensor '%s' has %" PRIu64 " bytes, its shape needs %" PRIu64, path,
+                        chm_quote(name).text, t->bytes, needed);
+    if (!strcmp(name, "__metadata__") || json_object_get(root, name))
+        return chm_fail(CHM_E_INTERNAL, "%s: tensor name '%s' is taken", path, chm_quote(name).text);
+
+    json_t *entry = json_pack("{s:s, s:[], s:[I, I]}", "dtype", dtypes[t->dtype].name, "shape", "data_offsets",
                               (json_int_t)*at, (json_int_t)end);
     if (!entry) return memory(path);
-    if (json_object_set_new(root, name, entry))
-        return chm_fail(CHM_E_INTERNAL, "%s: tensor name '%s' is not UTF-8", path, chm_quote(name).text);
+    json_t *shape = json_object_get(entry, "shape");
+    for (int i = 0; i < t->rank; i++) {
+        if (json_array_append_new(shape, json_integer(t->shape[i]))) {
+            json_decref(entry);
+            return memory(path);
+        }
+    }
+    if (json_object_set_new(root, name, entry)) return refused(path, "tensor name", name);
     *at = end;
     return CHM_OK;
 }
@@ -389,6 +394,7 @@ int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int cou
     uint8_t length[8];
     uint64_t at = 0;
     int status = CHM_OK;
+    chm_json_begin();
     json_t *root = json_object(), *meta = NULL;
     if (!root) return memory(path);
     if (metas) {
@@ -405,7 +411,7 @@ int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int cou
             goto out;
         }
         if (json_object_set_new(meta, meta_key[i], json_string(meta_value[i]))) {
-            status = chm_fail(CHM_E_INTERNAL, "%s: __metadata__ '%s' is not UTF-8", path, chm_quote(meta_key[i]).text);
+            status = refused(path, "__metadata__", meta_key[i]);
             goto out;
         }
     }
