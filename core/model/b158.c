@@ -335,6 +335,9 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
     for (int i = 0; i < pieces; i++) {
         int status = find_piece(name, file, p, &piece[i], &t[i]);
         if (!status && verify) status = chm_b158_verify_tensor(name, file, t[i]);
+        if (!status && used[t[i] - file->tensor])
+            status =
+                chm_fail(CHM_E_DATA, "%s: tensor '%s' belongs to two parameters", name, chm_quote(t[i]->name).text);
         if (status) return status;
         used[t[i] - file->tensor] = true;
     }
@@ -361,9 +364,9 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
     bool *used = chm_alloc((size_t)file->count * sizeof *used);
     if (!used) return CHM_E_MEMORY;
     for (int i = 0; i < params; i++) {
-        total += param[i]->count;
         status = bind_param(name, file, param[i], group, verify, used);
         if (status) goto out;
+        total += param[i]->count; /* no more than the file has room for */
     }
     for (int i = 0; i < file->count; i++) {
         const chm_st_tensor *t = &file->tensor[i];
