@@ -1,8 +1,8 @@
 /* options.c: option tables. Text in, typed values out, and every refusal says what would have been accepted. */
+#include "base/json.h"
 #include "plugin/registry.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <locale.h>
 #include <math.h>
 #include <stdlib.h>
@@ -134,8 +134,6 @@ void chm_option_accepts(const struct chm_option *o, char *text, size_t n) {
     if (is_list(o->type) && o->list_max > 0) {
         if (o->list_min == o->list_max) {
             snprintf(length, sizeof length, " %d", o->list_max);
-        } else if (o->list_min <= 0) {
-            snprintf(length, sizeof length, " at most %d", o->list_max);
         } else {
             snprintf(length, sizeof length, " %d to %d", o->list_min, o->list_max);
         }
@@ -208,10 +206,10 @@ static char *take_item(const char **at, bool in_list, bool *quoted, bool *memory
             if (*end == '\\' && end[1]) end++;
         if (*end != '"') return NULL;
         end++;
-        chm_fail(CHM_OK, "%s", ""); /* jansson does not say when memory ran out; our allocator, when it has it, does */
+        chm_json_begin();
         json_t *json = json_loadb(c, (size_t)(end - c), JSON_DECODE_ANY, NULL);
         const char *value = json_string_value(json);
-        if (!json) *memory = strncmp(chm_error(), "out of memory", 13) == 0;
+        *memory = !json && chm_json_starved();
         if (value) {
             item = chm_strdup(value);
             *memory = !item;
