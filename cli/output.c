@@ -211,6 +211,7 @@ void cli_catch_interrupts(void) {
     action.sa_handler = on_interrupt;
     action.sa_flags = (int)SA_RESETHAND | SA_RESTART; /* the second one finds the default: it quits */
     sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
+    struct sigaction old; /* a job that runs unattended has it ignored, and keeps it so */
+    if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }

@@ -237,12 +237,18 @@ static void collect_parts(const chm_model_config *config, check_report *c) {
     }
 }
 
-/* The lines of chm_card_resolved as a table; each value as the card gives it back under its key. */
-static int collect_values(const chm_card *card, check_report *c) {
+static char *trim(char *text) {
+    while (*text == ' ') text++;
+    for (size_t n = strlen(text); n > 0 && text[n - 1] == ' ';) text[--n] = '\0';
+    return text;
+}
+
+/* The lines of chm_card_resolved as a table. Values are JSON already, so a JSON report takes them bare. */
+static int collect_values(const chm_card *card, chm_output format, check_report *c) {
     chm_string text = {0};
     chm_table *t = &c->values;
     chm_table_column(t, "key");
-    chm_table_column(t, "value");
+    chm_table_column(t, format == CHM_OUTPUT_JSON ? "#value" : "value");
     chm_table_column(t, "origin");
     int status = chm_card_resolved(card, &text);
     if (status == CHM_OK && text.failed) status = chm_fail(CHM_E_MEMORY, "out of memory while listing the card");
@@ -252,16 +258,15 @@ static int collect_values(const chm_card *card, check_report *c) {
         char *equals = strstr(line, " = ");
         if (equals == NULL) continue;
         *equals = '\0';
-        const char *origin = NULL, *value = chm_card_get(card, line, &origin);
-        if (value == NULL) { /* an item inside a list has no key of its own */
+        const char *key = trim(line), *origin = NULL, *value = chm_card_get(card, key, &origin);
+        if (value == NULL) { /* not to be had under its key alone: as the line has it */
             char *last = NULL;
             for (char *at = equals + 3; (at = strstr(at, "  ")) != NULL; at++) last = at;
             if (last != NULL) *last = '\0';
-            value = equals + 3;
-            origin = last ? last + 2 : "";
-            while (*origin == ' ') origin++;
+            origin = last ? trim(last + 1) : "";
+            value = trim(equals + 3);
         }
-        chm_table_cell(t, "%s", line);
+        chm_table_cell(t, "%s", key);
         chm_table_cell(t, "%s", value);
         chm_table_cell(t, "%s", origin ? origin : "");
     }
@@ -364,7 +369,7 @@ int chm_check(chm_runtime *r, const char *path, const chm_overlay *overlay, bool
     }
     collect_parts(chm_card_model(card), &c);
     if ((status = find_obstacle(r, path, &options, &c)) != CHM_OK) goto out;
-    if (resolved && (status = collect_values(card, &c)) != CHM_OK) goto out;
+    if (resolved && (status = collect_values(card, format, &c)) != CHM_OK) goto out;
     status = write_check(path, card, &c, resolved, format, out);
 out:
     chm_table_finish(&c.layers);

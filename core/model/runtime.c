@@ -1,8 +1,6 @@
 /* runtime.c: the runtime behind chimera.h: plugins found, kernels chosen, threads started; tokenizers; reports. */
 #include "model/runtime.h"
-#if __has_include("model/report.h")
 #include "model/report.h"
-#endif
 #include "plugin/report.h"
 #include <chimera/chimera.h>
 #include <stdlib.h>
@@ -110,11 +108,9 @@ int chm_plugins_show(chm_runtime *r, const char *name, chm_output format, FILE *
     return chm_report_plugin(&r->registry, name, out, format);
 }
 
-#if __has_include("model/report.h")
 int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out) {
     return chm_report_inspect(path, &r->registry, verify, out, format);
 }
-#endif
 
 int chm_runtime_ready(const chm_runtime *r) {
     if (r->ready) return CHM_OK;

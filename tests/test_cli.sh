@@ -1,0 +1,275 @@
+#!/bin/sh
+# test_cli.sh: the chimera command as its users meet it: exit codes, sentences, formats, pipes, interrupts.
+# usage: test_cli.sh CHIMERA SOURCE_ROOT BUILD_ROOT
+set -u
+chimera=$1 source=$2 build=$3
+unset CHIMERA_THREADS CHIMERA_BACKEND CHIMERA_PLUGIN_PATH
+CHIMERA_PLUGIN_PATH=$build/plugins/backends:$build/plugins/layers:$build/plugins/tokenizers
+export CHIMERA_PLUGIN_PATH
+work=$(mktemp -d "$build/tests/cli test XXXXXX") || exit 99
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 99
+failed=0 passed=0 skipped=0
+
+bad() {
+    failed=$((failed + 1))
+    echo "FAILED: $*"
+    [ -s out ] && sed 's/^/  out: /' out | head -5
+    [ -s err ] && sed 's/^/  err: /' err | head -5
+}
+ok() { passed=$((passed + 1)); }
+skip() {
+    skipped=$((skipped + 1))
+    echo "SKIPPED: $*"
+}
+
+# expect CODE 'words on stderr' ARGUMENTS...: runs chimera, keeps out and err
+expect() {
+    code=$1 words=$2
+    shift 2
+    "$chimera" "$@" >out 2>err </dev/null
+    got=$?
+    if [ "$got" != "$code" ]; then
+        bad "chimera $*: code $got, not $code"
+    elif [ -n "$words" ] && ! grep -qF -- "$words" err; then
+        bad "chimera $*: stderr does not say '$words'"
+    elif [ "$code" -ne 0 ] && [ -n "$words" ] && ! grep -q '^chimera: ' err; then
+        bad "chimera $*: the sentence does not begin with 'chimera: '"
+    else
+        ok
+    fi
+}
+says() { # says FILE WORDS
+    if grep -qF -- "$2" "$1"; then ok; else bad "$1 does not say '$2'"; fi
+}
+json() { # json FILE [python expression over d that must be true]
+    if [ -z "$python" ]; then
+        skip "no python3: JSON of '$1' not parsed"
+    elif "$python" -c "import json,sys
+d = json.load(open(sys.argv[1]))
+assert d['schema_version'] == 1
+assert ${2:-True}, 'not true: ' + sys.argv[2]" "$1" "${2:-}" 2>pyerr; then
+        ok
+    else
+        bad "$1: $(tail -1 pyerr)"
+    fi
+}
+python=$(command -v python3 || true)
+
+cat >card.json <<'CARD'
+{
+  "model_type": "chimera51", "token_ids": [256, 257], "hidden_size": 64, "intermediate_size": 128,
+  "num_hidden_layers": 1, "num_heads": 1, "head_dim": 64, "vocab_size": 258,
+  "quantization": {"method": "bitnet", "embedding": "int8"},
+  "backbone": {"layer_pattern": "gd"}, "gated_deltanet": {"state_size": 64},
+  "tokenizer": {"type": "bytes"},
+  "generation": {"temperature": 0.8, "max_new_tokens": 20},
+  "training": {"phases": [{"name": "pretrain", "tokens": 4096, "seq_len": 64, "batch_tokens": 512, "lr": 0.003}]}
+}
+CARD
+i=0
+while [ $i -lt 60 ]; do
+    echo "The quick brown fox $i jumps over the lazy dog, and the dog does not mind."
+    i=$((i + 1))
+done >text.txt
+
+# ---- help, version, what was mistyped
+expect 2 '' # bare: how it is used, on stderr
+says err 'usage: chimera COMMAND'
+[ -s out ] && bad 'a bare chimera writes to stdout' || ok
+expect 0 '' help
+says out 'train'
+expect 0 '' --help
+expect 0 '' version
+grep -qE '^chimera [0-9]+\.[0-9]+\.[0-9]+$' out && ok || bad 'version'
+expect 0 '' --version
+for verb in train eval run init inspect check bench layer plugins doctor version help; do
+    expect 0 '' $verb -h
+    says out "usage: chimera $verb"
+    expect 0 '' $verb --help
+    expect 0 '' help $verb
+    says out 'exit codes'
+done
+expect 0 '' train --help
+head -4 out | grep -q examples && ok || bad 'examples do not come first'
+expect 2 "did you mean 'train'" trian
+expect 2 "did you mean '--data'" train card.json --dta x
+expect 2 "did you mean '--verify'" inspect --verfy x
+expect 2 "no option '-x'" inspect -x
+expect 2 'CARD is missing' train
+expect 2 'one argument too many' check card.json other.json
+expect 2 '--out DIR is missing' train card.json --data text.txt
+expect 2 'write MODEL before it' eval --data text.txt model.b158
+expect 2 'takes no value' inspect --verify=yes m
+expect 2 'needs a value' train card.json --data
+expect 2 'needs a value' train card.json --data --out x
+expect 2 'expected list or show' plugins sow
+expect 2 'which one' plugins show
+
+# ---- numbers: the whole word, the range, the unit
+expect 2 'a number of seconds, 0..100000000' train card.json --data text.txt --out x --seconds 3m
+expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds nan
+expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds -1
+expect 2 'of tokens' train card.json --data text.txt --out x --tokens 5X
+expect 2 'of tokens' train card.json --data text.txt --out x --tokens 0
+expect 2 'of tokens' train card.json --data text.txt --out x --tokens 99999999999999999999
+expect 2 'two budgets' train card.json --data text.txt --out x --tokens 5 --seconds 5
+expect 2 '1..256' version --threads 0
+expect 2 '1..256' version --threads 257
+expect 2 '1..256' version --threads 2x
+expect 2 'expected one of text, json, csv, md' doctor -o yaml
+expect 2 '0..100' run m --temp -1
+expect 2 '--top-p' run m --top-p 1.5
+expect 2 '18446744073709551615' run m --seed -3
+expect 2 'two prompts' run m -p a --prompt-file text.txt
+CHIMERA_THREADS=many expect 2 'CHIMERA_THREADS' doctor
+
+# ---- cards and models
+expect 0 '' check card.json
+says out 'valid; it can be trained and run'
+for format in text json csv md; do expect 0 '' check card.json --resolved -o $format; done
+expect 0 '' check card.json -o json
+json out "d['usable'] and d['parameters'] == sum(p['parameters'] for p in d['parts'][:-1]) and len(d['layers']) == 1"
+expect 0 '' check card.json --resolved -o json --set generation.top_p=0.5
+json out "[v for v in d['resolved'] if v['key'] == 'generation.top_p'][0]['value'] == 0.5"
+expect 0 '' check "$source/etc/chimera-5.1.json"
+says out 'cannot be trained or run yet'
+says out 'not built'
+expect 0 '' check "$source/etc/chimera-5.1.json" -o json
+json out "not d['usable'] and len(d['layers']) == 28 and d['unbuilt']"
+expect 2 'generation.top' check card.json --set generation.topp=0.5
+expect 4 'missing.json' check missing.json
+expect 4 '' inspect missing.b158
+expect 4 '' eval missing.b158 --data text.txt
+expect 4 '' run missing.b158
+expect 0 'wrote model.b158' init card.json -o model.b158 --seed 3
+expect 0 '' init card.json -o again.b158 --seed 3 --threads 1 -q
+[ -s err ] && bad '-q is not quiet' || ok
+cmp -s model.b158 again.b158 && ok || bad 'init: the same seed gave another file'
+expect 0 '' init card.json -o other.b158 --seed 4
+cmp -s model.b158 other.b158 && bad 'init: another seed gave the same file' || ok
+expect 4 '' init card.json -o missing/model.b158
+for format in text json csv md; do expect 0 '' inspect model.b158 --verify -o $format; done
+expect 0 '' inspect model.b158 -o json
+json out
+head -c 1000 model.b158 >short.b158
+expect 4 'short.b158' run short.b158 -p a
+expect 4 '' inspect text.txt
+
+# ---- plugins and kernels
+for format in text json md; do expect 0 '' doctor -o $format; done
+expect 0 '' doctor -o json
+json out
+for format in text json csv md; do
+    expect 0 '' plugins list -o $format
+    expect 0 '' plugins show gd -o $format
+done
+expect 0 '' plugins list --kind layer
+says out gd
+expect 2 '' plugins list --kind lair
+expect 3 'gd' plugins show gdd
+expect 3 '' run model.b158 -p a --backend nosuch
+expect 3 '' doctor --backend nosuch
+says out 'Plugin paths'
+CHIMERA_PLUGIN_PATH=$work expect 0 '' check --plugin-path "$CHIMERA_PLUGIN_PATH" card.json
+
+# ---- run
+"$chimera" run model.b158 -p 'The quick' -n 40 --seed 9 >one 2>err
+for threads in 1 2 3 4; do
+    for backend in scalar avx2; do
+        if [ $backend = avx2 ] && [ ! -e "$build/plugins/backends/avx2.so" ]; then
+            skip 'no avx2 backend in this build'
+            continue
+        fi
+        expect 0 'seed 9' run model.b158 -p 'The quick' -n 40 --seed 9 --threads $threads --backend $backend
+        if grep -q 'refused' err; then skip "backend $backend: $(head -1 err)"; continue; fi
+        cmp -s one out && ok || bad "run: $threads threads of $backend wrote something else"
+    done
+done
+printf 'The quick' >prompt.txt
+expect 0 '' run model.b158 --prompt-file prompt.txt -n 40 --seed 9
+cmp -s one out && ok || bad 'run: a prompt from a file is another prompt'
+"$chimera" run model.b158 --prompt-file - -n 40 --seed 9 <prompt.txt >out 2>err
+cmp -s one out && ok || bad 'run: a prompt from standard input is another prompt'
+expect 0 '' run model.b158 -p 'The quick' -n 40 --seed 9 --echo -q
+[ -s err ] && bad 'run -q is not quiet' || ok
+{ cat prompt.txt one; } | cmp -s - out && ok || bad 'run --echo'
+expect 0 '' run model.b158 -n 1K --temp 0 -q
+expect 4 'nowhere.txt' run model.b158 --prompt-file nowhere.txt
+expect 0 'wrote 20' run model.b158 -p x --seed 1 --set generation.max_new_tokens=20
+
+# ---- eval
+expect 0 '' eval model.b158 --data text.txt -o json --logits logits.f32
+cp out one.json
+json out "d['bytes'] == $(wc -c <text.txt) and 7 < d['bits_per_byte'] < 9 and d['tokens_per_second'] > 0 and d['kernels']"
+cp logits.f32 first.f32
+[ "$(wc -c <logits.f32)" -eq $(($(wc -c <text.txt) * 258 * 4)) ] && ok || bad 'eval --logits: wrong size'
+expect 0 '' eval model.b158 --data text.txt -o json --logits logits.f32 --split 7 --threads 1 --backend scalar
+cmp -s logits.f32 first.f32 && ok || bad 'eval: --split and --backend changed the logits'
+if [ -n "$python" ]; then
+    "$python" -c "import json
+a, b = json.load(open('one.json')), json.load(open('out'))
+assert a['bits_per_byte'] == b['bits_per_byte']" && ok || bad 'eval: another split, another score'
+fi
+for format in text csv md; do expect 0 '' eval model.b158 --data text.txt -o $format; done
+expect 0 '' eval model.b158 --data text.txt text.txt --data text.txt -o json
+json out "d['bytes'] == 3 * $(wc -c <text.txt)"
+expect 4 'nowhere.txt' eval model.b158 --data text.txt nowhere.txt
+
+# ---- bench
+expect 0 '' bench model.b158 -r 1 --prefill 70 --decode 4 -o json
+json out "[r['name'] for r in d['rows']] == ['prefill', 'decode'] and all(r[k] > 0 for r in d['rows'] for k in ('tokens_per_second', 'bytes_per_token', 'bandwidth_fraction'))"
+expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 -o csv
+[ "$(wc -l <out)" -eq 3 ] && ok || bad 'bench -o csv: not three lines'
+
+# ---- train
+expect 0 '' train card.json --data text.txt --validation text.txt --out 'run 1' --tokens 2K --threads 2 -o json
+json out "d['finished'] and d['tokens'] >= 2000 and d['validation_bits_per_byte'] > 0"
+says err 'bits/byte'
+[ -s 'run 1/model.b158' ] && [ -s 'run 1/log.jsonl' ] && ok || bad 'train left no model or log'
+expect 0 '' run 'run 1/model.b158' -p The -n 5 -q
+expect 0 '' train card.json --data text.txt --out 'run 2' --dry-run
+[ -e 'run 2/model.b158' ] && bad 'a dry run trained' || ok
+expect 4 'nowhere.txt' train card.json --data nowhere.txt --out 'run 3' --tokens 2K
+expect 4 '' train card.json --data text.txt --out text.txt/sub --tokens 2K
+# Ctrl-C: saves, 130, and --resume goes on. A budget no machine finishes before the signal.
+"$chimera" train card.json --data text.txt --out 'run 4' --tokens 400M >out 2>err &
+pid=$!
+tries=0
+while ! grep -q '^step' err && kill -0 $pid 2>/dev/null && [ $tries -lt 600 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+kill -TERM $pid
+wait $pid
+[ $? -eq 130 ] && ok || bad 'a stopped training did not end with 130'
+[ -s 'run 4/model.b158' ] && ok || bad 'a stopped training saved no model'
+
+# ---- layers
+expect 3 'gd' layer test gdd
+expect 2 'are both needed' layer gd
+expect 2 'takes no --in' layer test gd --in x
+
+# ---- a standard output that is full, closed, or has no reader
+if [ -w /dev/full ]; then
+    for arguments in 'help' 'version' 'doctor' 'check card.json' 'plugins list' 'run model.b158 -p a -n 3 --seed 9' \
+        'inspect model.b158' 'eval model.b158 --data text.txt' 'bench model.b158 -r 1 --prefill 1 --decode 1'; do
+        "$chimera" $arguments >/dev/full 2>err
+        code=$?
+        [ $code -eq 4 ] && grep -q '^chimera: ' err && ok || bad "chimera $arguments >/dev/full: code $code"
+        "$chimera" $arguments >&- 2>err
+        code=$?
+        [ $code -eq 4 ] && grep -q '^chimera: ' err && ok || bad "chimera $arguments >&-: code $code"
+    done
+else
+    skip 'no /dev/full here'
+fi
+mkfifo pipe
+sh -c 'exec <pipe; :' &
+{ "$chimera" run model.b158 -n 100K -q 2>err; echo $? >code; } >pipe
+wait $!
+[ "$(cat code)" -eq 4 ] && grep -q 'standard output' err && ok || bad "a reader that left: code $(cat code)"
+"$chimera" doctor 2>&- >out && ok || bad 'doctor without a standard error'
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
