@@ -8,20 +8,108 @@
 #include "model/model.h"
 #include <chimera/chimera.h>
 
+/* ---- text: one file as tokens, read in pieces (corpus.c) ---- */
+
+/*
+ * A file is one document: end-of-text first (where the tokenizer has one), then its tokens. Memory is constant: a piece
+ * of the file and its tokens. Tokenizers that may not split anywhere get pieces that end after a newline; training and
+ * evaluation read through this, so they see the same tokens.
+ */
+typedef struct chm_text {
+    const char *path;
+    const struct chm_tokenizer_ops *ops;
+    const void *self;
+    int fd;
+    int64_t size;  /* bytes that will be read: of the file, or the limit */
+    int64_t read;  /* bytes read so far */
+    uint64_t hash; /* of the bytes tokenised so far */
+    uint8_t *buffer;
+    size_t held, capacity;
+    int32_t *token;
+    size_t token_capacity;
+    int64_t tokens, next;
+    bool leading; /* end-of-text is still to come */
+} chm_text;
+/* Refused by name: what cannot be read, is not a regular file, or is empty. limit: most bytes, 0: all. */
+int chm_text_open(chm_text *t, const char *path, const struct chm_tokenizer_ops *ops, const void *self, int64_t limit);
+/* Up to n tokens, fewer only at the end, 0 after it; < 0: chm_error(). */
+int64_t chm_text_take(chm_text *t, int32_t *out, int64_t n);
+void chm_text_close(chm_text *t);
+
 /* A tokenised corpus: every file one document that begins with end-of-text (where the tokenizer has one). */
 typedef struct chm_corpus {
     int32_t *token;
     int64_t tokens;    /* end-of-text marks included */
     int64_t *document; /* first token of each document, and `tokens` at the end */
     int64_t documents;
-    int64_t bytes; /* of text */
-    uint64_t hash; /* of the text */
+    int64_t bytes;           /* of text */
+    uint64_t hash;           /* of the text */
+    int64_t *document_bytes; /* of each document */
+    uint64_t *document_hash;
+    bool marked; /* documents begin with end-of-text */
 } chm_corpus;
 int chm_corpus_load(chm_corpus *c, const char *const *files, uint32_t count, const struct chm_plugin *tokenizer,
                     const void *tokenizer_self);
 void chm_corpus_finish(chm_corpus *c);
 
+/* ---- order of the data (batch.c) ---- */
+
+/*
+ * A step reads one segment of `rows` tokens from each of `streams` streams. A stream plays runs of `carry` neighbouring
+ * segments; where runs begin is a permutation of the corpus (cut into runs, shifted by a random amount) drawn anew for
+ * every epoch, keyed by Philox. The corpus is a circle. Streams are staggered, so that only one in `carry` jumps at a
+ * step. All of it is a function of (seed, step, stream).
+ */
+typedef struct chm_batch {
+    const chm_corpus *corpus;
+    uint64_t seed;
+    int64_t streams, rows, carry;
+} chm_batch;
+/* Segment of a stream at a step: ids, targets (-1: none) and document positions, `rows` of each. Position 0 marks a
+ * fresh state: the first row of a run, and the first row of a document. */
+void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t *id, int32_t *target,
+                       int64_t *position);
+/* Targets of all streams of a step. */
+int64_t chm_batch_targets(const chm_batch *b, int64_t step);
+
+/* ---- schedules (schedule.c) ---- */
+
 /* Learning rate and weight decay at a step of a run of `steps`. spec of each schedule in docs/reference.md */
 void chm_schedule_at(const chm_train_config *t, int64_t step, int64_t steps, double *lr, double *weight_decay);
+
+/* ---- scores (eval.c) ---- */
+
+enum { CHM_SCORE_SPLIT = 64 };
+/* What chm_eval() and the validations of a training run share: the same code on the packed values, so that both give
+ * the same bytes. */
+typedef struct chm_score_request {
+    chm_model *model;
+    const struct chm_kernels *kernels;
+    chm_pool *pool;
+    const struct chm_tokenizer_ops *tokenizer;
+    const void *tokenizer_self;
+    const char *const *files;
+    uint32_t count;
+    int64_t split;       /* rows per pass; 0: CHM_SCORE_SPLIT */
+    int64_t limit_bytes; /* over all files; 0: everything */
+    FILE *logits;        /* raw f32 [tokens, vocab]; NULL: none */
+    void (*progress)(void *user, int64_t done, int64_t total);
+    void *user;
+    const volatile int *stop;
+} chm_score_request;
+typedef struct chm_score {
+    double nats, bits_per_byte;
+    int64_t bytes, tokens;
+    int64_t total_bytes; /* of the files, whatever the limit */
+    size_t arena_bytes;  /* high-water mark of the passes */
+} chm_score;
+int chm_score_files(const chm_score_request *request, chm_score *out);
+
+/* ---- memory (forecast.c) ---- */
+
+/* Bytes this process may still take: MemAvailable, or less under a control group's limit; 0: unknown. */
+uint64_t chm_available_memory(void);
+/* Tests: pretend that this much is available; 0 turns it off. */
+void chm_available_memory_pretend(uint64_t bytes);
 
 #endif

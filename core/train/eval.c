@@ -1,0 +1,170 @@
+/* eval.c: the score of files under a model, by the inference path, in constant memory. */
+#include "train/train.h"
+#include "model/runtime.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { MOST_SPLIT = 1 << 16 }; /* rows per pass; more is clamped, since nothing depends on it */
+
+typedef struct row_scores {
+    const struct chm_kernels *kernels;
+    const chm_tensor *logits;
+    const int32_t *target;
+    int64_t vocab;
+    double *nats;
+} row_scores;
+
+static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
+    const row_scores *s = arg;
+    (void)worker;
+    for (int64_t r = begin; r < end; r++) {
+        const float *row = s->logits->data + r * s->logits->width;
+        s->nats[r] = (double)s->kernels->logsumexp(row, s->vocab) - (double)row[s->target[r]];
+    }
+}
+
+/* One file from a fresh state. `total` gains its nats, row after row, whatever the split is. */
+static int score_file(const chm_score_request *q, chm_context *context, chm_stream_state *stream, chm_text *text,
+                      int64_t split, int32_t *token, int32_t *parent, int64_t *position, double *nats, chm_score *total,
+                      int64_t done_bytes, int64_t all_bytes) {
+    const int64_t vocab = q->model->config->vocab;
+    chm_stream_state *streams[1] = {stream};
+    chm_stream_reset(stream);
+    /* the token that is read next; its successors are predicted */
+    int64_t got = chm_text_take(text, token, 1);
+    if (got < 0) return CHM_E_DATA;
+    for (int64_t at = 0; got > 0;) {
+        const int64_t n = chm_text_take(text, token + 1, split);
+        if (n < 0) return CHM_E_DATA;
+        if (n == 0) break;
+        for (int64_t r = 0; r < n; r++) {
+            parent[r] = r == 0 ? ~0 : (int32_t)(r - 1);
+            position[r] = at + r;
+        }
+        const chm_rows rows = {.count = n, .parent = parent, .position = position};
+        int status = chm_context_begin(context, &rows, streams, 1, CHM_PASS_COMMIT);
+        if (status != CHM_OK) return status;
+        const chm_tensor *logits = chm_model_forward(q->model, context, token, NULL);
+        if ((status = chm_context_status(context)) != CHM_OK) return status;
+        if (logits == NULL || logits->rows != n || logits->width < vocab)
+            return chm_fail(CHM_E_INTERNAL, "the model gave no logits for %lld rows", (long long)n);
+        row_scores scores = {q->kernels, logits, token + 1, vocab, nats};
+        chm_parallel(q->pool, n, 16, score_rows, &scores);
+        for (int64_t r = 0; r < n; r++) total->nats += nats[r];
+        for (int64_t r = 0; q->logits != NULL && r < n; r++)
+            if (fwrite(logits->data + r * logits->width, sizeof(float), (size_t)vocab, q->logits) != (size_t)vocab)
+                return chm_fail(CHM_E_DATA, "cannot write logits: %s", strerror(errno));
+        total->tokens += n;
+        at += n;
+        stream->position = at;
+        token[0] = token[n];
+        if (q->progress != NULL) q->progress(q->user, done_bytes + text->read - (int64_t)text->held, all_bytes);
+        if (q->stop != NULL && *q->stop != 0)
+            return chm_fail(CHM_E_INTERRUPTED, "%s: evaluation stopped after %lld tokens", text->path,
+                            (long long)total->tokens);
+    }
+    return CHM_OK;
+}
+
+int chm_score_files(const chm_score_request *q, chm_score *out) {
+    const int64_t split = q->split > 0 ? CHM_MIN(q->split, MOST_SPLIT) : CHM_SCORE_SPLIT;
+    chm_context *context = NULL;
+    chm_stream_state stream = {0};
+    chm_text text = {.fd = -1};
+    int32_t *token = NULL, *parent = NULL;
+    int64_t *position = NULL;
+    double *nats = NULL;
+    int status = CHM_OK;
+    memset(out, 0, sizeof *out);
+    if (q->count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
+    /* all of them first: a bad name should not cost the time of those before it */
+    for (uint32_t i = 0; i < q->count; i++) {
+        if ((status = chm_text_open(&text, q->files[i], q->tokenizer, q->tokenizer_self, 0)) != CHM_OK) return status;
+        out->total_bytes += text.size;
+        chm_text_close(&text);
+    }
+    const int64_t all = q->limit_bytes > 0 ? CHM_MIN(q->limit_bytes, out->total_bytes) : out->total_bytes;
+    token = chm_alloc((size_t)(split + 1) * sizeof *token);
+    parent = chm_alloc((size_t)split * sizeof *parent);
+    position = chm_alloc((size_t)split * sizeof *position);
+    nats = chm_alloc((size_t)split * sizeof *nats);
+    if (token == NULL || parent == NULL || position == NULL || nats == NULL) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
+    status = chm_context_create(q->kernels, q->pool, &q->model->layout, (float)q->model->config->norm_eps, &context);
+    if (status != CHM_OK) goto out;
+    if ((status = chm_stream_init(&stream, &q->model->layout)) != CHM_OK) goto out;
+    for (uint32_t i = 0; i < q->count && out->bytes < all; i++) {
+        status = chm_text_open(&text, q->files[i], q->tokenizer, q->tokenizer_self, all - out->bytes);
+        if (status != CHM_OK) goto out;
+        status = score_file(q, context, &stream, &text, split, token, parent, position, nats, out, out->bytes, all);
+        if (status != CHM_OK) goto out;
+        out->bytes += text.size;
+        chm_text_close(&text);
+    }
+    if (out->tokens == 0) {
+        status = chm_fail(CHM_E_DATA, "%s: the data is one token long; there is nothing to predict", q->files[0]);
+        goto out;
+    }
+    out->bits_per_byte = out->nats / log(2.0) / (double)out->bytes;
+    out->arena_bytes = chm_context_bytes(context);
+out:
+    chm_text_close(&text);
+    if (stream.blob != NULL) chm_stream_finish(&stream);
+    chm_context_destroy(context);
+    chm_free(token);
+    chm_free(parent);
+    chm_free(position);
+    chm_free(nats);
+    return status;
+}
+
+int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result) {
+    chm_tokenizer tokenizer = {0};
+    chm_writer logits = {0};
+    chm_score score;
+    int status;
+    if (options->size != sizeof *options || (result != NULL && result->size != sizeof *result))
+        return chm_fail(CHM_E_CONFIG,
+                        "chm_eval_options and _result have size %u and %u, this library expects %zu and %zu",
+                        options->size, result ? result->size : 0, sizeof *options, sizeof *result);
+    if (options->split < 0 || options->limit_bytes < 0)
+        return chm_fail(CHM_E_CONFIG, "split %lld and limit %lld: both are 1 or more, or 0 for the default",
+                        (long long)options->split, (long long)options->limit_bytes);
+    const double start = chm_now();
+    if ((status = chm_tokenizer_open(&tokenizer, &r->registry, m->card)) != CHM_OK) return status;
+    if (options->logits != NULL && (status = chm_writer_open(&logits, options->logits)) != CHM_OK) goto out;
+    const chm_score_request request = {
+        .model = m,
+        .kernels = &r->kernels.kernels,
+        .pool = r->pool,
+        .tokenizer = tokenizer.ops,
+        .tokenizer_self = tokenizer.self,
+        .files = options->data,
+        .count = options->data_count,
+        .split = options->split,
+        .limit_bytes = options->limit_bytes,
+        .logits = logits.file,
+        .progress = options->progress,
+        .user = options->user,
+        .stop = options->stop,
+    };
+    if ((status = chm_score_files(&request, &score)) != CHM_OK) goto out;
+    if (options->logits != NULL && (status = chm_writer_commit(&logits)) != CHM_OK) goto out;
+    if (result != NULL) {
+        result->bits_per_byte = score.bits_per_byte;
+        result->nats = score.nats;
+        result->bytes = score.bytes;
+        result->tokens = score.tokens;
+        result->seconds = chm_now() - start;
+        result->tokens_per_second = result->seconds > 0 ? (double)score.tokens / result->seconds : 0;
+    }
+out:
+    chm_writer_abandon(&logits);
+    chm_tokenizer_close(&tokenizer);
+    return status;
+}

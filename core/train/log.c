@@ -1,0 +1,198 @@
+/* log.c: what a run says: log.jsonl, and the messages and numbers handed to the caller. */
+#include "train/trainer.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { LOG_SCHEMA = 1 };
+
+double chm_train_seconds(const chm_trainer *t) { return t->resumed_seconds + chm_now() - t->started; }
+
+double chm_train_bits_per_byte(const chm_trainer *t, double nats_per_token) {
+    const int64_t predicted = t->corpus.tokens - (t->corpus.marked ? t->corpus.documents : 0);
+    return nats_per_token / log(2.0) * (double)predicted / (double)t->corpus.bytes;
+}
+
+static chm_progress progress_base(const chm_trainer *t) {
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    chm_progress p = {
+        .size = sizeof p,
+        .step = t->run.step,
+        .tokens = t->run.step * per_step,
+        .total_tokens = t->run.steps * per_step,
+        .loss = NAN,
+        .bits_per_byte = NAN,
+        .learning_rate = NAN,
+        .gradient_norm = NAN,
+        .tokens_per_second = NAN,
+        .seconds = chm_train_seconds(t),
+        .eta_seconds = NAN,
+        .validation_bits_per_byte = NAN,
+    };
+    return p;
+}
+
+void chm_train_message(const chm_trainer *t, const char *format, ...) {
+    char text[1024];
+    va_list args;
+    if (t->options->progress == NULL) return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    chm_progress p = progress_base(t);
+    p.message = text;
+    t->options->progress(t->options->user, &p);
+}
+
+int chm_train_log_line(chm_trainer *t, const chm_string *line) {
+    if (line->failed || line->text == NULL)
+        return chm_fail(CHM_E_MEMORY, "out of memory for a line of %s", t->log_path);
+    if (fwrite(line->text, 1, line->length, t->log) != line->length || fputc('\n', t->log) == EOF ||
+        fflush(t->log) != 0)
+        return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+    t->run.log_bytes += (int64_t)line->length + 1;
+    return CHM_OK;
+}
+
+static int finish_line(chm_trainer *t, chm_string *line) {
+    chm_string_add(line, "}");
+    const int status = chm_train_log_line(t, line);
+    chm_string_finish(line);
+    return status;
+}
+
+static void begin_line(const chm_trainer *t, chm_string *line, const char *event) {
+    chm_string_add(line, "{\"schema_version\":%d,\"event\":\"%s\",\"step\":%lld,\"tokens\":%lld", LOG_SCHEMA, event,
+                   (long long)t->run.step, (long long)(t->run.step * t->batch.streams * t->batch.rows));
+}
+
+/* JSON has no NaN */
+static void add_number(chm_string *line, const char *name, double x) {
+    if (isfinite(x))
+        chm_string_add(line, ",\"%s\":%.10g", name, x);
+    else
+        chm_string_add(line, ",\"%s\":null", name);
+}
+
+static int write_header(chm_trainer *t) {
+    char card[20], data[20], *text = NULL, *kernels = chm_kernels_used(t->runtime);
+    int status = CHM_OK;
+    chm_string line = {0};
+    int64_t parameters = 0, embedding = 0;
+    if (kernels == NULL) return CHM_E_MEMORY;
+    chm_model_parameter_count(t->model, &parameters, &embedding);
+    snprintf(card, sizeof card, "%016llx", (unsigned long long)t->card_hash);
+    snprintf(data, sizeof data, "%016llx", (unsigned long long)t->corpus.hash);
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    json_t *header = json_pack(
+        "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event",
+        "start", "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
+        "data_files", (json_int_t)t->corpus.documents, "data_bytes", (json_int_t)t->corpus.bytes, "data_tokens",
+        (json_int_t)t->corpus.tokens, "parameters", (json_int_t)parameters, "steps", (json_int_t)t->run.steps,
+        "total_tokens", (json_int_t)(t->run.steps * per_step), "tokens_per_step", (json_int_t)per_step, "rows_per_pass",
+        (json_int_t)(t->micro * t->batch.rows), "carry", (json_int_t)t->batch.carry, "threads", t->runtime->threads,
+        "kernels", kernels);
+    if (header != NULL) text = json_dumps(header, JSON_COMPACT);
+    json_decref(header);
+    chm_text_free(kernels);
+    if (text == NULL) return chm_fail(CHM_E_MEMORY, "out of memory for the header of %s", t->log_path);
+    chm_string_add(&line, "%s", text);
+    free(text);
+    status = chm_train_log_line(t, &line);
+    chm_string_finish(&line);
+    return status;
+}
+
+int chm_train_log_open(chm_trainer *t, bool resume) {
+    struct stat st;
+    chm_string line = {0};
+    if (!resume || t->run.log_bytes == 0) {
+        t->run.log_bytes = 0;
+        t->log = fopen(t->log_path, "wbe");
+        if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+        return write_header(t);
+    }
+    if (stat(t->log_path, &st) != 0 || st.st_size < t->run.log_bytes) {
+        chm_train_message(t, "%s is missing or shorter than the checkpoint knows it; going on at its end", t->log_path);
+        t->run.log_bytes = stat(t->log_path, &st) == 0 ? (int64_t)st.st_size : 0;
+    } else if (truncate(t->log_path, (off_t)t->run.log_bytes) != 0) {
+        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
+    }
+    t->log = fopen(t->log_path, "abe");
+    if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+    begin_line(t, &line, "resume");
+    chm_string_add(&line, ",\"threads\":%d", t->runtime->threads);
+    return finish_line(t, &line);
+}
+
+int chm_train_report(chm_trainer *t, double lr) {
+    chm_run_state *run = &t->run;
+    chm_string line = {0};
+    const double now = chm_now(), interval = now - t->last_report_at;
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    chm_progress p = progress_base(t);
+    /* every step of the interval skipped: no loss */
+    p.loss = run->loss_targets > 0 ? run->loss / (double)run->loss_targets : NAN;
+    p.bits_per_byte = chm_train_bits_per_byte(t, p.loss);
+    p.learning_rate = lr;
+    p.gradient_norm = run->gradient_norm;
+    p.tokens_per_second = interval > 0 ? (double)((run->step - t->last_report_step) * per_step) / interval : NAN;
+    p.eta_seconds = (double)((run->steps - run->step) * per_step) / p.tokens_per_second;
+    begin_line(t, &line, "report");
+    add_number(&line, "loss", p.loss);
+    add_number(&line, "bits_per_byte", p.bits_per_byte);
+    add_number(&line, "lr", lr);
+    add_number(&line, "grad_norm", p.gradient_norm);
+    chm_string_add(&line, ",\"skipped\":%lld", (long long)run->skipped);
+    add_number(&line, "tokens_per_second", p.tokens_per_second);
+    add_number(&line, "seconds", p.seconds);
+    const int status = finish_line(t, &line);
+    run->reported_loss = p.loss;
+    run->reported = run->step;
+    run->loss = 0;
+    run->loss_targets = 0;
+    t->last_report_at = now;
+    t->last_report_step = run->step;
+    if (t->options->progress != NULL) t->options->progress(t->options->user, &p);
+    return status;
+}
+
+int chm_train_log_skip(chm_trainer *t) {
+    chm_string line = {0};
+    begin_line(t, &line, "skip");
+    chm_string_add(&line, ",\"reason\":\"the gradient or the loss is not finite\",\"skipped\":%lld",
+                   (long long)t->run.skipped);
+    if (t->run.skipped_in_a_row == 1)
+        chm_train_message(t, "step %lld skipped: its gradient or loss is not finite", (long long)t->run.step);
+    return finish_line(t, &line);
+}
+
+int chm_train_log_validation(chm_trainer *t, const chm_score *score) {
+    chm_string line = {0};
+    chm_progress p = progress_base(t);
+    char text[160];
+    snprintf(text, sizeof text, "held out, %s: %.4f bits per byte over %lld bytes",
+             t->run.step > 0 ? "after training" : "before training", score->bits_per_byte, (long long)score->bytes);
+    p.validation_bits_per_byte = score->bits_per_byte;
+    p.message = text;
+    begin_line(t, &line, "validation");
+    chm_string_add(&line, ",\"bits_per_byte\":%.17g,\"nats\":%.17g,\"bytes\":%lld,\"predictions\":%lld",
+                   score->bits_per_byte, score->nats, (long long)score->bytes, (long long)score->tokens);
+    add_number(&line, "seconds", p.seconds);
+    const int status = finish_line(t, &line);
+    if (t->options->progress != NULL) t->options->progress(t->options->user, &p);
+    return status;
+}
+
+int chm_train_log_end(chm_trainer *t) {
+    chm_string line = {0};
+    begin_line(t, &line, "end");
+    chm_string_add(&line, ",\"skipped\":%lld", (long long)t->run.skipped);
+    add_number(&line, "seconds", chm_train_seconds(t));
+    return finish_line(t, &line);
+}

@@ -1,0 +1,154 @@
+/* step.c: one step of training: passes forward and backward, the norm of the gradient, AdamW. */
+#include "train/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
+                    int64_t *targets) {
+    const chm_batch *b = &t->batch;
+    const int64_t n = count * rows;
+    int status;
+    *loss = 0;
+    *targets = 0;
+    for (int64_t s = 0; s < count; s++) {
+        const int64_t at = s * rows;
+        /* rows < b->rows: the start of the segment only, for measuring */
+        const chm_batch whole = {b->corpus, b->seed, b->streams, rows, b->carry};
+        chm_batch_segment(rows == b->rows ? b : &whole, step, first + s, t->id + at, t->target + at, t->position + at);
+        for (int64_t r = 0; r < rows; r++) t->parent[at + r] = r == 0 ? ~(int32_t)s : (int32_t)(at + r - 1);
+    }
+    const chm_rows pass = {.count = n, .parent = t->parent, .position = t->position};
+    const uint32_t flags = CHM_PASS_TRAIN | (t->stream != NULL ? (uint32_t)CHM_PASS_CARRY : 0);
+    chm_stream_state *const *slots = t->stream != NULL ? t->slot + first : NULL;
+    if ((status = chm_context_begin(t->context, &pass, slots, (int)count, flags)) != CHM_OK) return status;
+    chm_tensor *logits = chm_model_forward(t->model, t->context, t->id, NULL);
+    if ((status = chm_context_status(t->context)) != CHM_OK) return status;
+    if (logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model gave no logits");
+    status = chm_cross_entropy(t->context, logits, t->target, t->model->config->vocab, scale, loss, targets);
+    if (status != CHM_OK) return status;
+    if ((status = chm_backward(t->context)) != CHM_OK) return status;
+    for (int64_t s = 0; t->stream != NULL && s < count; s++) slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
+    return CHM_OK;
+}
+
+static void norm_pieces(void *arg, int64_t begin, int64_t end, int worker) {
+    const chm_trainer *t = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        const float *g = t->piece[i].param->grad + t->piece[i].first;
+        double sum[8] = {0};
+        int64_t k = 0;
+        for (; k + 8 <= t->piece[i].count; k += 8)
+            for (int j = 0; j < 8; j++) sum[j] += (double)g[k + j] * (double)g[k + j];
+        for (; k < t->piece[i].count; k++) sum[0] += (double)g[k] * (double)g[k];
+        t->partial[i] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
+    }
+}
+
+double chm_train_norm(chm_trainer *t) {
+    chm_parallel(t->pool, t->pieces, 4, norm_pieces, t);
+    double sum = 0;
+    for (int64_t i = 0; i < t->pieces; i++) sum += t->partial[i];
+    return sqrt(sum);
+}
+
+static void clear_pieces(void *arg, int64_t begin, int64_t end, int worker) {
+    const chm_trainer *t = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++)
+        memset(t->piece[i].param->grad + t->piece[i].first, 0, (size_t)t->piece[i].count * sizeof(float));
+}
+
+void chm_train_clear(chm_trainer *t) { chm_parallel(t->pool, t->pieces, 4, clear_pieces, t); }
+
+static void clear_streams(chm_trainer *t) {
+    for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) {
+        const int64_t position = t->stream[s].position;
+        chm_stream_reset(&t->stream[s]);
+        t->stream[s].position = position;
+    }
+}
+
+void chm_train_clear_all(chm_trainer *t) {
+    chm_train_clear(t);
+    memset(t->m, 0, (size_t)t->floats * sizeof *t->m);
+    memset(t->v, 0, (size_t)t->floats * sizeof *t->v);
+    for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) chm_stream_reset(&t->stream[s]);
+}
+
+typedef struct update {
+    chm_trainer *t;
+    float gscale, lr, weight_decay, bc1, bc2;
+    bool rehearse;
+} update;
+
+static void update_pieces(void *arg, int64_t begin, int64_t end, int worker) {
+    const update *u = arg;
+    const chm_train_config *c = u->t->config;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        const chm_piece *p = &u->t->piece[i];
+        _Alignas(64) float scratch[CHM_PIECE];
+        float *w = p->param->value + p->first, *g = p->param->grad + p->first;
+        if (u->rehearse) {
+            memcpy(scratch, w, (size_t)p->count * sizeof *w);
+            w = scratch;
+        }
+        u->t->kernels->adamw(w, g, u->t->m + p->offset, u->t->v + p->offset, p->count, u->gscale, u->lr,
+                             (float)c->beta1, (float)c->beta2, (float)c->adam_eps,
+                             p->param->decay ? u->weight_decay : 0.0f, u->bc1, u->bc2);
+        memset(g, 0, (size_t)p->count * sizeof *g);
+    }
+}
+
+void chm_train_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse) {
+    update u = {
+        .t = t,
+        .gscale = gscale,
+        .lr = (float)lr,
+        .weight_decay = (float)weight_decay,
+        .bc1 = (float)(1 - pow(t->config->beta1, (double)applied)),
+        .bc2 = (float)(1 - pow(t->config->beta2, (double)applied)),
+        .rehearse = rehearse,
+    };
+    chm_parallel(t->pool, t->pieces, 2, update_pieces, &u);
+}
+
+int chm_train_step(chm_trainer *t, double *lr) {
+    chm_run_state *run = &t->run;
+    const chm_batch *b = &t->batch;
+    double weight_decay, loss = 0;
+    int64_t targets = 0;
+    int status = chm_model_quantise(t->model, t->kernels, t->pool);
+    if (status != CHM_OK) return status;
+    chm_schedule_at(t->config, run->step, run->steps, lr, &weight_decay);
+    const int64_t all = chm_batch_targets(b, run->step);
+    for (int64_t s = 0; s < b->streams; s += t->micro) {
+        double part;
+        int64_t counted;
+        status = chm_train_micro(t, run->step, s, CHM_MIN(t->micro, b->streams - s), b->rows,
+                                 1.0f / (float)CHM_MAX(all, 1), &part, &counted);
+        if (status != CHM_OK) return status;
+        loss += part;
+        targets += counted;
+    }
+    const double norm = chm_train_norm(t);
+    run->step++;
+    if (isfinite(norm) && isfinite(loss)) {
+        const double most = t->config->grad_clip;
+        chm_train_update(t, most > 0 && norm > most ? (float)(most / norm) : 1.0f, *lr, weight_decay, ++run->applied,
+                         false);
+        run->loss += loss;
+        run->loss_targets += targets;
+        run->gradient_norm = norm;
+        run->skipped_in_a_row = 0;
+        return CHM_OK;
+    }
+    /* The weights stay; a state that overflowed would poison every later segment of its stream. */
+    chm_train_clear(t);
+    clear_streams(t);
+    run->skipped++;
+    run->skipped_in_a_row++;
+    return chm_train_log_skip(t);
+}

@@ -1,0 +1,421 @@
+/* train.c: chm_train(): a run from its card to its packed model. */
+#include "train/trainer.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum {
+    PASS_ROWS = 2048,         /* rows run at once unless the card says: a pass should stay near the caches */
+    PASS_LOGITS = 64 << 20,   /* and its logits within this many bytes */
+    FIRST_VALIDATION = 32768, /* bytes that the validation before training reads */
+    LEAST_REPORTS = 50,       /* of a run */
+};
+static const double calibration_share = 0.03; /* of a budget in seconds */
+static const double budget_margin = 0.985;    /* of what is left: better a little early than late */
+
+/* ---- putting together ---- */
+
+static int check_options(const chm_train_options *o, const chm_train_result *result) {
+    if (o->size != sizeof *o || (result != NULL && result->size != sizeof *result))
+        return chm_fail(CHM_E_CONFIG,
+                        "chm_train_options and _result have size %u and %u, this library expects %zu and %zu", o->size,
+                        result ? result->size : 0, sizeof *o, sizeof *result);
+    if (o->card == NULL) return chm_fail(CHM_E_CONFIG, "no card: name the model card to train");
+    if (o->out == NULL && !o->dry_run)
+        return chm_fail(CHM_E_CONFIG, "no run directory: name the directory that the run is kept in");
+    if (o->data_count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
+    if (o->seconds != 0 && o->tokens != 0)
+        return chm_fail(CHM_E_CONFIG, "a budget in seconds and one in tokens: give one of them");
+    if (!(o->seconds >= 0) || !isfinite(o->seconds) || o->tokens < 0)
+        return chm_fail(CHM_E_CONFIG, "a budget is a positive number of seconds or of tokens");
+    if (!(o->checkpoint_seconds >= 0))
+        return chm_fail(CHM_E_CONFIG, "the interval between checkpoints is a positive number of seconds");
+    return CHM_OK;
+}
+
+static int load_card(chm_trainer *t) {
+    const chm_overlay *overlay = t->options->overlay;
+    const struct chm_card_options how = {
+        .registry = &t->runtime->registry,
+        .ini = overlay ? overlay->ini : NULL,
+        .ini_count = overlay ? overlay->ini_count : 0,
+        .set = overlay ? overlay->set : NULL,
+        .set_count = overlay ? overlay->set_count : 0,
+        .read_environment = overlay == NULL || !overlay->no_environment,
+    };
+    chm_card *card = NULL;
+    int status = chm_card_load(t->options->card, &how, &card);
+    if (status != CHM_OK) return status;
+    if ((status = chm_model_create(card, &t->runtime->registry, &t->model)) != CHM_OK) return status;
+    t->card = chm_card_json(t->model->card);
+    if (t->card == NULL) return CHM_E_MEMORY;
+    t->card_hash = chm_hash64(t->card, strlen(t->card));
+    t->config = chm_card_train(t->model->card);
+    if (t->config == NULL || t->config->seq_len < 1 || t->config->batch_tokens < 1)
+        return chm_fail(CHM_E_CONFIG, "%s: training.phases has no phase 'pretrain' with seq_len and batch_tokens",
+                        t->options->card);
+    return chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
+}
+
+static void plan_batches(chm_trainer *t) {
+    const chm_train_config *c = t->config;
+    t->batch = (chm_batch){
+        .corpus = &t->corpus,
+        .seed = c->seed,
+        .streams = CHM_MAX(c->batch_tokens / c->seq_len, 1),
+        .rows = c->seq_len,
+        .carry = CHM_MAX(c->carry, 1),
+    };
+    int64_t rows = c->micro_tokens;
+    if (rows <= 0) {
+        rows = PASS_LOGITS / (int64_t)sizeof(float) / CHM_MAX(t->model->config->vocab, 1);
+        rows = CHM_MIN(rows, PASS_ROWS);
+    }
+    t->micro = CHM_MIN(CHM_MAX(rows / c->seq_len, 1), t->batch.streams);
+}
+
+static int allocate(chm_trainer *t) {
+    const chm_model *m = t->model;
+    const int64_t rows = t->micro * t->batch.rows;
+    int status = chm_model_allocate(t->model);
+    if (status != CHM_OK) return status;
+    for (int i = 0; i < m->params; i++) {
+        t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
+        t->floats += (m->param[i]->count + 15) / 16 * 16;
+    }
+    t->piece = chm_alloc((size_t)t->pieces * sizeof *t->piece);
+    t->partial = chm_alloc((size_t)t->pieces * sizeof *t->partial);
+    t->m = chm_alloc_aligned((size_t)t->floats * sizeof *t->m);
+    t->v = chm_alloc_aligned((size_t)t->floats * sizeof *t->v);
+    t->parent = chm_alloc((size_t)rows * sizeof *t->parent);
+    t->id = chm_alloc((size_t)rows * sizeof *t->id);
+    t->target = chm_alloc((size_t)rows * sizeof *t->target);
+    t->position = chm_alloc((size_t)rows * sizeof *t->position);
+    if (t->piece == NULL || t->partial == NULL || t->m == NULL || t->v == NULL || t->parent == NULL || t->id == NULL ||
+        t->target == NULL || t->position == NULL)
+        return CHM_E_MEMORY;
+    int64_t n = 0, offset = 0;
+    for (int i = 0; i < m->params; i++) {
+        chm_param *p = m->param[i];
+        for (int64_t first = 0; first < p->count; first += CHM_PIECE)
+            t->piece[n++] = (chm_piece){p, first, CHM_MIN(p->count - first, CHM_PIECE), offset + first};
+        offset += (p->count + 15) / 16 * 16;
+    }
+    if (t->batch.carry > 1) {
+        t->stream = chm_alloc((size_t)t->batch.streams * sizeof *t->stream);
+        t->slot = chm_alloc((size_t)t->batch.streams * sizeof *t->slot);
+        if (t->stream == NULL || t->slot == NULL) return CHM_E_MEMORY;
+        for (int64_t s = 0; s < t->batch.streams; s++) {
+            if ((status = chm_stream_init(&t->stream[s], &m->layout)) != CHM_OK) return status;
+            t->slot[s] = &t->stream[s];
+        }
+    }
+    return chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
+}
+
+/* ---- the run directory ---- */
+
+static bool exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+static int name_files(chm_trainer *t) {
+    const char *out = t->options->out;
+    t->log_path = chm_format("%s/log.jsonl", out);
+    t->checkpoint_path = chm_format("%s/checkpoint.safetensors", out);
+    t->model_path = chm_format("%s/model.b158", out);
+    t->card_path = chm_format("%s/card.json", out);
+    if (t->log_path == NULL || t->checkpoint_path == NULL || t->model_path == NULL || t->card_path == NULL)
+        return CHM_E_MEMORY;
+    return CHM_OK;
+}
+
+/* Is there a run, and should there be? Changes nothing on disk. `resume` becomes whether a checkpoint is there to load.
+ */
+static int check_directory(const chm_trainer *t, bool *resume) {
+    const char *out = t->options->out;
+    const bool checkpoint = exists(t->checkpoint_path), log = exists(t->log_path);
+    *resume = t->options->resume && checkpoint;
+    if (t->options->resume) {
+        if (!checkpoint && !log)
+            return chm_fail(CHM_E_CONFIG, "%s: holds no run to resume; leave --resume out to begin one there", out);
+        return CHM_OK;
+    }
+    if (checkpoint || log || exists(t->model_path))
+        return chm_fail(CHM_E_CONFIG, "%s: already holds a run (%s); go on with it by --resume, or name another --out",
+                        out,
+                        checkpoint ? "checkpoint.safetensors"
+                        : log      ? "log.jsonl"
+                                   : "model.b158");
+    return CHM_OK;
+}
+
+static int lock_directory(chm_trainer *t) {
+    int status = chm_make_directory(t->options->out);
+    if (status != CHM_OK) return status;
+    char *path = chm_format("%s/lock", t->options->out);
+    if (path == NULL) return CHM_E_MEMORY;
+    t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (t->lock < 0)
+        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+    else if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
+        status = errno == EWOULDBLOCK
+                     ? chm_fail(CHM_E_CONFIG,
+                                "%s: another process is training there (it holds %s); wait for it, or name "
+                                "another --out",
+                                t->options->out, path)
+                     : chm_fail(CHM_E_DATA, "%s: cannot lock: %s", path, strerror(errno));
+    chm_free(path);
+    return status;
+}
+
+static int write_card(const chm_trainer *t) {
+    chm_writer w;
+    int status = chm_writer_open(&w, t->card_path);
+    if (status != CHM_OK) return status;
+    const size_t n = strlen(t->card);
+    status = chm_writer_write(&w, t->card, n);
+    if (status == CHM_OK && n > 0 && t->card[n - 1] != '\n') status = chm_writer_write(&w, "\n", 1);
+    if (status == CHM_OK) return chm_writer_commit(&w);
+    chm_writer_abandon(&w);
+    return status;
+}
+
+/* ---- validation and saving ---- */
+
+static int validate(chm_trainer *t, int64_t limit, chm_score *score) {
+    const chm_score_request request = {
+        .model = t->model,
+        .kernels = t->kernels,
+        .pool = t->pool,
+        .tokenizer = t->tokenizer.ops,
+        .tokenizer_self = t->tokenizer.self,
+        .files = t->options->validation,
+        .count = t->options->validation_count,
+        .limit_bytes = limit,
+        .stop = t->options->stop,
+    };
+    int status = chm_model_quantise(t->model, t->kernels, t->pool);
+    if (status != CHM_OK) return status;
+    return chm_score_files(&request, score);
+}
+
+/* The model and the checkpoint, as they are after the last whole step. */
+static int save(chm_trainer *t) {
+    const double begun = chm_now();
+    int status = chm_model_quantise(t->model, t->kernels, t->pool);
+    if (status == CHM_OK) status = chm_model_save(t->model, t->model_path);
+    if (status == CHM_OK) status = chm_train_checkpoint_save(t);
+    t->checkpoint_cost = chm_now() - begun;
+    return status;
+}
+
+/* ---- the run ---- */
+
+static bool stopped(const chm_trainer *t) { return t->options->stop != NULL && *t->options->stop != 0; }
+
+static double checkpoint_interval(const chm_trainer *t) {
+    return t->options->checkpoint_seconds > 0 ? t->options->checkpoint_seconds : 60;
+}
+
+static int64_t steps_of_tokens(const chm_trainer *t, int64_t tokens) {
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    return CHM_MAX((tokens + per_step - 1) / per_step, 1);
+}
+
+/* Measures, settles the number of steps, and says what is going to happen. */
+static int begin(chm_trainer *t) {
+    const chm_train_options *o = t->options;
+    double step_seconds = 0, validation_seconds = 0, other = 0;
+    int status;
+    if ((status = chm_model_randomise(t->model, t->config->seed, t->pool)) != CHM_OK) return status;
+    chm_score first = {0};
+    if (o->validation_count > 0) {
+        const double begun = chm_now();
+        if ((status = validate(t, o->dry_run ? FIRST_VALIDATION / 16 : FIRST_VALIDATION, &first)) != CHM_OK)
+            return status;
+        validation_seconds = (chm_now() - begun) * (double)first.total_bytes / (double)first.bytes;
+    }
+    if ((status = chm_train_calibrate(t, o->seconds * calibration_share, &step_seconds)) != CHM_OK) return status;
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    t->run.rate = (double)per_step / step_seconds;
+    t->run.reported_loss = NAN;
+    t->run.gradient_norm = NAN;
+    if (o->seconds == 0) t->run.steps = steps_of_tokens(t, o->tokens > 0 ? o->tokens : t->config->tokens);
+    if (!o->dry_run) {
+        /* What a checkpoint costs is part of the budget. Killed before the budget is settled, this one says 0 steps. */
+        if ((status = save(t)) != CHM_OK) return status;
+    }
+    other = validation_seconds + 2 * t->checkpoint_cost; /* the one below and the last */
+    if (o->seconds > 0) {
+        const double left = (o->seconds - (chm_now() - t->started) - other) * budget_margin;
+        const double each = step_seconds * (1 + t->checkpoint_cost / checkpoint_interval(t));
+        t->run.steps = left > each ? (int64_t)(left / each) : 1;
+        chm_train_message(
+            t, "calibration: %.3f s a step, so %.0f s are %lld steps, %lld tokens; --tokens %lld is the same run",
+            step_seconds, o->seconds, (long long)t->run.steps, (long long)(t->run.steps * per_step),
+            (long long)(t->run.steps * per_step));
+        if (left <= each)
+            chm_train_message(t, "the budget of %.0f s has room for no more than one step of %.1f s", o->seconds,
+                              step_seconds);
+    }
+    chm_train_forecast(t, step_seconds, other + chm_now() - t->started);
+    if (o->dry_run) return CHM_OK;
+    if ((status = write_card(t)) != CHM_OK) return status;
+    if ((status = chm_train_log_open(t, false)) != CHM_OK) return status;
+    if (o->validation_count > 0 && (status = chm_train_log_validation(t, &first)) != CHM_OK) return status;
+    /* the frozen budget is on disk before the first step */
+    return chm_train_checkpoint_save(t);
+}
+
+static int go_on(chm_trainer *t) {
+    int status = chm_train_checkpoint_load(t);
+    if (status != CHM_OK) return status;
+    if (t->run.steps == 0) return begin(t); /* it ended before its budget was settled */
+    if (t->options->tokens > 0 && steps_of_tokens(t, t->options->tokens) != t->run.steps)
+        return chm_fail(CHM_E_CONFIG,
+                        "%s: this run was begun for %lld tokens, which its learning rates follow; resume it without "
+                        "--tokens, or begin another --out",
+                        t->options->out, (long long)(t->run.steps * t->batch.streams * t->batch.rows));
+    t->resumed_seconds = t->run.seconds;
+    chm_train_message(t, "resuming %s at step %lld of %lld", t->options->out, (long long)t->run.step,
+                      (long long)t->run.steps);
+    return chm_train_log_open(t, true);
+}
+
+static int run(chm_trainer *t) {
+    chm_run_state *r = &t->run;
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    /* the card's interval, but a short run is not left without a word */
+    const int64_t interval =
+        CHM_MAX(CHM_MIN(t->config->report_interval_tokens, r->steps * per_step / LEAST_REPORTS), 1);
+    double saved_at = chm_now(), lr = 0, unused;
+    int status;
+    t->last_report_at = saved_at;
+    t->last_report_step = r->step;
+    chm_schedule_at(t->config, CHM_MAX(r->step - 1, 0), r->steps, &lr, &unused);
+    while (r->step < r->steps) {
+        if (stopped(t)) {
+            if ((status = save(t)) != CHM_OK) return status;
+            return chm_fail(CHM_E_INTERRUPTED,
+                            "stopped after step %lld of %lld, everything is saved; go on by --resume",
+                            (long long)r->step, (long long)r->steps);
+        }
+        if ((status = chm_train_step(t, &lr)) != CHM_OK) return status;
+        if (r->skipped_in_a_row >= CHM_MOST_SKIPPED)
+            return chm_fail(CHM_E_VERDICT,
+                            "%d steps in a row had a gradient or loss that is not finite, up to step %lld; the run "
+                            "stopped and %s is the last good state: begin again with a lower "
+                            "training.phases.pretrain.lr (now %g) or "
+                            "grad_clip (now %g)",
+                            CHM_MOST_SKIPPED, (long long)r->step, t->checkpoint_path, t->config->lr,
+                            t->config->grad_clip);
+        if (r->step * per_step / interval != (r->step - 1) * per_step / interval || r->step == r->steps)
+            if ((status = chm_train_report(t, lr)) != CHM_OK) return status;
+        /* none amid skipped steps: the last good state stays */
+        if (chm_now() - saved_at >= checkpoint_interval(t) && r->skipped_in_a_row == 0 && r->step < r->steps) {
+            if ((status = save(t)) != CHM_OK) return status;
+            saved_at = chm_now();
+            chm_train_message(t, "checkpoint at step %lld", (long long)r->step);
+        }
+    }
+    return save(t);
+}
+
+static int finish(chm_trainer *t, chm_train_result *result) {
+    int status;
+    if (t->options->validation_count > 0) {
+        chm_score score;
+        if ((status = validate(t, 0, &score)) != CHM_OK) return status;
+        result->validation_bits_per_byte = score.bits_per_byte;
+        if ((status = chm_train_log_validation(t, &score)) != CHM_OK) return status;
+    }
+    return chm_train_log_end(t);
+}
+
+static void release(chm_trainer *t) {
+    if (t->log != NULL) fclose(t->log);
+    if (t->lock >= 0) close(t->lock); /* and with it the lock */
+    for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++)
+        if (t->stream[s].blob != NULL) chm_stream_finish(&t->stream[s]);
+    chm_free(t->stream);
+    chm_free(t->slot);
+    chm_free(t->piece);
+    chm_free(t->partial);
+    chm_free(t->m);
+    chm_free(t->v);
+    chm_free(t->parent);
+    chm_free(t->id);
+    chm_free(t->target);
+    chm_free(t->position);
+    chm_context_destroy(t->context);
+    chm_corpus_finish(&t->corpus);
+    chm_tokenizer_close(&t->tokenizer);
+    chm_model_destroy(t->model);
+    chm_free(t->card);
+    chm_free(t->log_path);
+    chm_free(t->checkpoint_path);
+    chm_free(t->model_path);
+    chm_free(t->card_path);
+}
+
+int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result) {
+    chm_train_result unwanted = {.size = sizeof unwanted};
+    chm_text text = {.fd = -1};
+    bool resume = false;
+    int status = check_options(options, result);
+    if (status != CHM_OK) return status;
+    if (result == NULL) result = &unwanted;
+    chm_trainer t = {
+        .runtime = r,
+        .kernels = &r->kernels.kernels,
+        .pool = r->pool,
+        .options = options,
+        .lock = -1,
+        .started = chm_now(),
+    };
+    *result = (chm_train_result){.size = sizeof *result, .loss = NAN, .validation_bits_per_byte = NAN};
+    if ((status = load_card(&t)) != CHM_OK) goto out;
+    plan_batches(&t);
+    if (!options->dry_run) {
+        if ((status = name_files(&t)) != CHM_OK) goto out;
+        if ((status = check_directory(&t, &resume)) != CHM_OK) goto out;
+    }
+    for (uint32_t i = 0; i < options->validation_count; i++) {
+        status = chm_text_open(&text, options->validation[i], t.tokenizer.ops, t.tokenizer.self, 0);
+        if (status != CHM_OK) goto out;
+        chm_text_close(&text);
+    }
+    if ((status = chm_train_check_memory(&t)) != CHM_OK) goto out;
+    status = chm_corpus_load(&t.corpus, options->data, options->data_count, t.tokenizer.plugin, t.tokenizer.self);
+    if (status != CHM_OK) goto out;
+    if ((status = allocate(&t)) != CHM_OK) goto out;
+    if (!options->dry_run) {
+        if ((status = lock_directory(&t)) != CHM_OK) goto out;
+        /* once more, now that nobody else can be at it */
+        if ((status = check_directory(&t, &resume)) != CHM_OK) goto out;
+        snprintf(result->model, sizeof result->model, "%s", t.model_path);
+    }
+    status = resume ? go_on(&t) : begin(&t);
+    if (status != CHM_OK) goto out;
+    if (!options->dry_run) {
+        if ((status = run(&t)) == CHM_OK) status = finish(&t, result);
+        result->finished = status == CHM_OK;
+    }
+    int64_t embedding = 0;
+    chm_model_parameter_count(t.model, &result->parameters, &embedding);
+    result->steps = options->dry_run ? t.run.steps : t.run.step;
+    result->tokens = result->steps * t.batch.streams * t.batch.rows;
+    result->loss = t.run.reported_loss;
+    result->seconds = chm_train_seconds(&t);
+out:
+    chm_text_close(&text);
+    release(&t);
+    return status;
+}
