@@ -199,45 +199,56 @@ char *chm_card_json(const chm_card *card) {
 
 /* ---- every value with its origin ---- */
 
-struct widths {
-    int key, value;
+static int each_value(const chm_value *v, chm_card_visit visit, void *user) {
+    bool inside = v->type == CHM_VALUE_OBJECT ||
+                  (v->row && (v->row->shape == CHM_SHAPE_ITEMS || v->row->shape == CHM_SHAPE_PHASES));
+    int status = CHM_OK;
+    if (inside) {
+        for (const chm_value *child = v->first; child && status == CHM_OK; child = child->next)
+            status = each_value(child, visit, user);
+        return status;
+    }
+    chm_string path = {0};
+    chm_value_path(v, &path);
+    status = path.failed ? CHM_E_MEMORY : visit(user, path.text, v->shown, v->shown_origin);
+    chm_string_finish(&path);
+    return status;
+}
+
+int chm_card_each(const chm_card *card, chm_card_visit visit, void *user) {
+    return each_value(card->root, visit, user);
+}
+
+struct listing {
+    int key, value; /* widths in characters */
+    chm_string *out;
 };
 
+/* printf pads by bytes, and names may hold more than ASCII */
 static int characters(const char *text) {
     int n = 0;
     for (; *text; text++) n += ((unsigned char)*text & 0xc0) != 0x80;
     return n;
 }
 
-/* Lines of the values below v; without `out` only their widths are taken. */
-static void list_values(const chm_value *v, struct widths *w, chm_string *out) {
-    bool inside = v->type == CHM_VALUE_OBJECT ||
-                  (v->row && (v->row->shape == CHM_SHAPE_ITEMS || v->row->shape == CHM_SHAPE_PHASES));
-    if (inside) {
-        for (const chm_value *child = v->first; child; child = child->next) list_values(child, w, out);
-        return;
-    }
-    chm_string path = {0};
-    chm_value_path(v, &path);
-    if (path.failed) {
-        if (out) out->failed = true;
-    } else {
-        int key = characters(path.text), value = characters(v->shown);
-        if (!out) {
-            w->key = CHM_MAX(w->key, CHM_MIN(key, 52));
-            w->value = CHM_MAX(w->value, CHM_MIN(value, 28));
-        } else {
-            /* padded by hand: printf counts bytes, and names may hold more than ASCII */
-            chm_string_add(out, "%s%*s = %s%*s  %s\n", path.text, CHM_MAX(w->key - key, 0), "", v->shown,
-                           CHM_MAX(w->value - value, 0), "", v->shown_origin);
-        }
-    }
-    chm_string_finish(&path);
+static int measure(void *user, const char *key, const char *value, const char *origin) {
+    struct listing *l = user;
+    (void)origin;
+    l->key = CHM_MAX(l->key, CHM_MIN(characters(key), 52));
+    l->value = CHM_MAX(l->value, CHM_MIN(characters(value), 28));
+    return CHM_OK;
+}
+
+static int list_value(void *user, const char *key, const char *value, const char *origin) {
+    struct listing *l = user;
+    chm_string_add(l->out, "%s%*s = %s%*s  %s\n", key, CHM_MAX(l->key - characters(key), 0), "", value,
+                   CHM_MAX(l->value - characters(value), 0), "", origin);
+    return l->out->failed ? CHM_E_MEMORY : CHM_OK;
 }
 
 int chm_card_resolved(const chm_card *card, chm_string *out) {
-    struct widths w = {0};
-    list_values(card->root, &w, NULL);
-    list_values(card->root, &w, out);
-    return out->failed ? chm_fail(CHM_E_MEMORY, "%s: out of memory while listing the card", card->name) : CHM_OK;
+    struct listing l = {.out = out};
+    int status = chm_card_each(card, measure, &l);
+    if (status == CHM_OK) status = chm_card_each(card, list_value, &l);
+    return status ? chm_fail(status, "%s: out of memory while listing the card", card->name) : CHM_OK;
 }

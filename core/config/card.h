@@ -89,6 +89,10 @@ int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugi
 char *chm_card_json(const chm_card *card);
 /* Sections that were checked but whose module is not built: "name: why", NULL-terminated. */
 const char *const *chm_card_unbuilt(const chm_card *card);
+/* Every value in the card's order, as chm_card_get() has it, lists as one; stops at the first non-zero and returns it.
+ */
+typedef int (*chm_card_visit)(void *user, const char *key, const char *value, const char *origin);
+int chm_card_each(const chm_card *card, chm_card_visit visit, void *user);
 /* "key = value  origin" for every value, card order, into a string (chimera check --resolved). */
 int chm_card_resolved(const chm_card *card, chm_string *out);
 

@@ -237,41 +237,21 @@ static void collect_parts(const chm_model_config *config, check_report *c) {
     }
 }
 
-static char *trim(char *text) {
-    while (*text == ' ') text++;
-    for (size_t n = strlen(text); n > 0 && text[n - 1] == ' ';) text[--n] = '\0';
-    return text;
+static int value_row(void *user, const char *key, const char *value, const char *origin) {
+    chm_table *t = user;
+    chm_table_cell(t, "%s", key);
+    chm_table_cell(t, "%s", value);
+    chm_table_cell(t, "%s", origin);
+    return CHM_OK;
 }
 
-/* The lines of chm_card_resolved as a table. Values are JSON already, so a JSON report takes them bare. */
+/* Values are JSON already, so a JSON report takes them bare. */
 static int collect_values(const chm_card *card, chm_output format, check_report *c) {
-    chm_string text = {0};
     chm_table *t = &c->values;
     chm_table_column(t, "key");
     chm_table_column(t, format == CHM_OUTPUT_JSON ? "#value" : "value");
     chm_table_column(t, "origin");
-    int status = chm_card_resolved(card, &text);
-    if (status == CHM_OK && text.failed) status = chm_fail(CHM_E_MEMORY, "out of memory while listing the card");
-    char *rest = NULL;
-    for (char *line = status == CHM_OK && text.text ? strtok_r(text.text, "\n", &rest) : NULL; line != NULL;
-         line = strtok_r(NULL, "\n", &rest)) {
-        char *equals = strstr(line, " = ");
-        if (equals == NULL) continue;
-        *equals = '\0';
-        const char *key = trim(line), *origin = NULL, *value = chm_card_get(card, key, &origin);
-        if (value == NULL) { /* not to be had under its key alone: as the line has it */
-            char *last = NULL;
-            for (char *at = equals + 3; (at = strstr(at, "  ")) != NULL; at++) last = at;
-            if (last != NULL) *last = '\0';
-            origin = last ? trim(last + 1) : "";
-            value = trim(equals + 3);
-        }
-        chm_table_cell(t, "%s", key);
-        chm_table_cell(t, "%s", value);
-        chm_table_cell(t, "%s", origin ? origin : "");
-    }
-    chm_string_finish(&text);
-    return status;
+    return chm_card_each(card, value_row, t);
 }
 
 static void write_count(FILE *out, int64_t n) {
