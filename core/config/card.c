@@ -23,26 +23,19 @@ static void add_sections(chm_card *card) {
     phase->origin = "default";
     chm_value_append(phases, phase);
     chm_card_annotate(card, phases);
+    chm_value *name = chm_card_add(card, phase, "name", CHM_VALUE_STRING);
+    if (name) name->text = "pretrain";
 }
 
 /* Defaults of the options of the layers the pattern uses, also when the card has no section for them. */
 static void add_plugin_sections(chm_card *card) {
     const chm_model_config *m = &card->model;
-    int64_t dim;
-    const chm_value *head = chm_card_find(card, "head_dim");
-    dim = head && head->type == CHM_VALUE_INT && !head->invalid ? head->integer : 0;
     for (int64_t i = 0; i < 2 * m->layers && !card->starved; i++) {
         const char *name = i % 2 ? m->ffn[i / 2] : m->mixer[i / 2];
         const struct chm_plugin *p = name ? chm_find_plugin(card->registry, CHM_KIND_LAYER, name, false) : NULL;
         if (!p || !p->section || p->option_count == 0) continue;
         chm_value *at = chm_card_section(card, p->section, CHM_LOCATE_CREATE);
         if (!at || at->plugin != p || at->type != CHM_VALUE_OBJECT) continue;
-        /* the state of the delta rule is as wide as a head */
-        if (strcmp(p->section, "gated_deltanet") == 0 && dim > 0 && !chm_value_member(at, "state_size") &&
-            chm_option_find(p->options, p->option_count, "state_size")) {
-            chm_value *size = chm_card_add(card, at, "state_size", CHM_VALUE_INT);
-            if (size) size->integer = dim;
-        }
         chm_card_fill(card, at);
     }
 }
@@ -128,8 +121,7 @@ int chm_card_load(const char *path, const struct chm_card_options *options, chm_
     *out = NULL;
     char *text = NULL;
     size_t bytes = 0;
-    /* one byte more than a card may have, so that the parser says so in its words */
-    int status = chm_read_file(path, CHM_CARD_MAX_BYTES + 1, &text, &bytes);
+    int status = chm_read_file(path, CHM_CARD_MAX_BYTES, &text, &bytes);
     if (status == CHM_OK) status = chm_card_parse(path, text, bytes, options, out);
     chm_free(text);
     return status;

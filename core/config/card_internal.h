@@ -50,6 +50,8 @@ chm_value *chm_card_step(chm_card *card, chm_value *at, const char *name, unsign
 chm_value *chm_card_section(chm_card *card, const char *section, unsigned how);
 /* Names that may stand below `at`, NULL-terminated, in the arena. */
 const char *const *chm_card_names(chm_card *card, const chm_value *at);
+/* "a, b, c", cut after about 300 bytes */
+void chm_card_say_names(chm_card *card, const char *const *names, chm_string *out);
 
 /* ---- overlays (overlay.c) ---- */
 int chm_card_overlays(chm_card *card, const struct chm_card_options *options);

@@ -227,7 +227,7 @@ static void resolve_layers(chm_card *card) {
         chm_card_problem(card, pattern, "%lld names, but num_hidden_layers is %lld%s", (long long)p.count,
                          (long long)layers, place(card, "num_hidden_layers", where, sizeof where));
     }
-    if (counts && counts->type == CHM_VALUE_OBJECT) check_counts(card, counts, &p, layers);
+    if (known && counts && counts->type == CHM_VALUE_OBJECT) check_counts(card, counts, &p, layers);
 
     for (int64_t i = 0; known && i < layers && i < CHM_MAX_LAYERS; i++) {
         const char *name = p.name[i % p.count];
@@ -358,8 +358,9 @@ static void resolve_tokenizer(chm_card *card) {
     }
     char where[160];
     if (!ids) {
-        chm_card_problem_at(card, card->name, 1, "token_ids",
-                            "missing; end-of-text and padding token of tokenizer '%s'", m->tokenizer);
+        if (known)
+            chm_card_problem_at(card, card->name, 1, "token_ids",
+                                "missing; end-of-text and padding token of tokenizer '%s'", m->tokenizer);
     } else if (!ids->invalid && ids->type == CHM_VALUE_ARRAY && ids->count == 2) {
         m->eos = (int32_t)item(ids, 0);
         m->pad = (int32_t)item(ids, 1);
@@ -526,7 +527,9 @@ static void check_shape(chm_card *card) {
     if (whole(card, "braid_state.kv_growth_per_token", &zero) && zero != 0)
         chm_card_problem(card, chm_card_find(card, "braid_state.kv_growth_per_token"),
                          "%lld, but recurrent state does not grow: expected 0", (long long)zero);
-    equal(card, "gated_deltanet.state_size", "head_dim");
+    int64_t state;
+    if (whole(card, "gated_deltanet.state_size", &state) && state != 0) /* 0: head_dim */
+        must_equal(card, "gated_deltanet.state_size", state, "head_dim");
     const chm_value *memory = list_of(card, "xlstm.memory_size_per_head");
     for (int64_t i = 0; memory && i < memory->count; i++)
         if (whole(card, "head_dim", &dim) && item(memory, i) != dim) {

@@ -98,7 +98,11 @@ static void unknown(chm_card *card, const struct setting *from, const char *key,
     else if (hint.length > 0)
         chm_card_problem_at(card, from->origin, from->line, path, "no key '%s' in %s (did you mean '%s'?)", name,
                             section, hint.text);
-    else
+    else if (names && names[0] && at->parent) {
+        chm_card_say_names(card, names, &hint);
+        chm_card_problem_at(card, from->origin, from->line, path, "no key '%s' in %s, which has %s", name, section,
+                            hint.text ? hint.text : "");
+    } else
         chm_card_problem_at(card, from->origin, from->line, path, "no key '%s' in %s", name, section);
     chm_string_finish(&where);
     chm_string_finish(&hint);
@@ -125,12 +129,7 @@ static void set(chm_card *card, const struct setting *from, const char *key, con
     bool section = v->plugin || v->where || v->type == CHM_VALUE_OBJECT ||
                    (v->row && (v->row->shape == CHM_SHAPE_ITEMS || v->row->shape == CHM_SHAPE_PHASES));
     if (section) {
-        const char *const *inside = chm_card_names(card, v);
-        if (inside && inside[0])
-            chm_card_problem_at(card, from->origin, from->line, path,
-                                "a section, not a value; set one of its keys, as %s.%s", key, inside[0]);
-        else
-            chm_card_problem_at(card, from->origin, from->line, path, "a section, not a value; set one of its keys");
+        chm_card_problem_at(card, from->origin, from->line, path, "a section, not a value; set one of its keys");
         return;
     }
     if (from->round > 0 && v->round == from->round) {

@@ -105,13 +105,33 @@ static const char *section_name(const struct chm_plugin *p, const char *where) {
     return strchr(name, '.') ? NULL : name;
 }
 
+void chm_card_say_names(chm_card *card, const char *const *names, chm_string *out) {
+    for (size_t i = 0; names[i]; i++) {
+        if (out->length > 300) {
+            chm_string_add(out, ", ...");
+            break;
+        }
+        chm_string_add(out, "%s%s", i ? ", " : "", names[i]);
+    }
+    if (out->failed) card->starved = true;
+}
+
+/* The list whose items may be named below `at`: itself, or the phases of training. */
+static const chm_value *named_items(const chm_value *at) {
+    if (at->row && strcmp(at->row->path, "training") == 0) at = chm_value_member(at, "phases");
+    bool items = at && at->type == CHM_VALUE_ARRAY && at->row &&
+                 (at->row->shape == CHM_SHAPE_ITEMS || at->row->shape == CHM_SHAPE_PHASES);
+    return items ? at : NULL;
+}
+
 const char *const *chm_card_names(chm_card *card, const chm_value *at) {
+    const chm_value *items = named_items(at);
     size_t capacity = 0, n = 0;
     chm_schema(&capacity);
     const struct chm_plugin *p;
     for (size_t i = 0; (p = chm_registry_at(card->registry, 0, i)) != NULL; i++) capacity += 2;
     if (at->plugin) capacity += at->plugin->option_count;
-    capacity += (size_t)at->count + 1;
+    capacity += (size_t)at->count + (items ? (size_t)items->count : 0) + 1;
     const char **list = chm_arena_take(&card->arena, capacity * sizeof *list);
     if (!list) {
         card->starved = true;
@@ -131,6 +151,10 @@ const char *const *chm_card_names(chm_card *card, const chm_value *at) {
         if (at->row && at->row->shape == CHM_SHAPE_MAP)
             for (const chm_value *child = at->first; child; child = child->next)
                 if (child->key) list[n++] = child->key;
+    }
+    for (const chm_value *item = items ? items->first : NULL; item; item = item->next) {
+        const chm_value *name = chm_value_member(item, "name");
+        if (name && name->type == CHM_VALUE_STRING) list[n++] = name->text;
     }
     list[n] = NULL;
     return list;
@@ -280,12 +304,13 @@ static void expect(chm_card *card, chm_value *v, const chm_value *wrong, const c
     chm_card_problem(card, v, "expected %s, got %s", what, quote(card, wrong, got, sizeof got));
 }
 
-static bool is_texts(const chm_value *v) {
-    if (v->type == CHM_VALUE_STRING) return true;
-    if (v->type != CHM_VALUE_ARRAY) return false;
+/* NULL when v is a string or a list of strings, else what is not. */
+static const chm_value *not_text(const chm_value *v) {
+    if (v->type == CHM_VALUE_STRING) return NULL;
+    if (v->type != CHM_VALUE_ARRAY) return v;
     for (const chm_value *item = v->first; item; item = item->next)
-        if (item->type != CHM_VALUE_STRING) return false;
-    return true;
+        if (item->type != CHM_VALUE_STRING) return item;
+    return NULL;
 }
 
 /* Strings, lists of strings, and objects of such. */
@@ -297,8 +322,8 @@ static void check_document(chm_card *card, chm_value *v, bool deep) {
             else
                 check_document(card, child, deep);
         }
-    } else if (!is_texts(v)) {
-        expect(card, v, v, deep ? "text, a list of texts, or an object of such" : "text or a list of texts");
+    } else if (not_text(v)) {
+        expect(card, v, not_text(v), deep ? "text, a list of texts, or an object of such" : "text or a list of texts");
     }
 }
 
@@ -358,8 +383,7 @@ static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
         chm_card_problem(card, child, "unknown key in %s (did you mean '%s'?)", where, nearest);
     else if (names && names[0] && names[1] && object->parent) {
         chm_string list = {0};
-        for (size_t i = 0; names[i] && list.length < 300; i++) chm_string_add(&list, "%s%s", i ? ", " : "", names[i]);
-        if (list.failed) card->starved = true;
+        chm_card_say_names(card, names, &list);
         chm_card_problem(card, child, "unknown key in %s, which has %s", where, list.text ? list.text : "");
         chm_string_finish(&list);
     } else
@@ -413,7 +437,7 @@ void chm_card_check_rows(chm_card *card, chm_value *v) {
         for (chm_value *item = v->first; item; item = item->next) check_object(card, item);
         return;
     case CHM_SHAPE_TEXTS:
-        if (!is_texts(v)) expect(card, v, v, "text or a list of texts");
+        if (not_text(v)) expect(card, v, not_text(v), "text or a list of texts");
         return;
     case CHM_SHAPE_TUPLE:
         if (!is_one_of_tuples(v, v->row->tuple)) {
@@ -545,7 +569,16 @@ void chm_card_fill(chm_card *card, chm_value *v) {
     if (v->plugin) {
         for (uint32_t i = 0; i < v->plugin->option_count; i++) {
             const struct chm_option *o = &v->plugin->options[i];
-            if (o->def && !chm_value_member(v, o->name)) add_default(card, v, o->name, o->def);
+            if (!o->def || chm_value_member(v, o->name)) continue;
+            const chm_value *dim = chm_card_find(card, "head_dim");
+            bool delta = strcmp(v->plugin->section, "gated_deltanet") == 0 && strcmp(o->name, "state_size") == 0;
+            if (delta && dim && dim->type == CHM_VALUE_INT && !dim->invalid) {
+                /* the state of the delta rule is as wide as a head */
+                chm_value *size = chm_card_add(card, v, o->name, CHM_VALUE_INT);
+                if (size) size->integer = dim->integer;
+            } else {
+                add_default(card, v, o->name, o->def);
+            }
         }
     } else if (v->where && (!v->row || v->row->shape == CHM_SHAPE_SECTION)) {
         const struct chm_schema_row *row;
@@ -581,7 +614,7 @@ static bool same(const char *a, const char *b, unsigned how) {
 }
 
 /* An item of a list of objects, by index or by its name. */
-static chm_value *step_item(chm_value *list, const char *name, unsigned how) {
+static chm_value *step_item(const chm_value *list, const char *name, unsigned how) {
     size_t digits = strspn(name, "0123456789");
     if (digits > 0 && digits < 6 && !name[digits]) {
         long i = strtol(name, NULL, 10);
@@ -591,7 +624,11 @@ static chm_value *step_item(chm_value *list, const char *name, unsigned how) {
     }
     for (chm_value *item = list->first; item; item = item->next) {
         const chm_value *given = chm_value_member(item, "name");
-        if (given && given->type == CHM_VALUE_STRING && same(given->text, name, how)) return item;
+        if (!given && item->row) { /* a phase without a name goes by its kind */
+            if (same(chm_schema_name(item->row), name, how)) return item;
+        } else if (given && given->type == CHM_VALUE_STRING && same(given->text, name, how)) {
+            return item;
+        }
     }
     return NULL;
 }
@@ -634,7 +671,7 @@ chm_value *chm_card_step(chm_card *card, chm_value *at, const char *name, unsign
         const char *const *names = chm_card_names(card, at);
         if (!names) return NULL;
         for (size_t i = 0; names[i]; i++) {
-            /* at the root the names of plugins are listed too; those are no keys */
+            /* names of plugins and of phases are listed too; those are no keys */
             if (!same(names[i], name, how)) continue;
             bool key =
                 at->plugin || chm_schema_key(at->where, names[i]) || plugin_of_section(card, at->where, names[i]);
@@ -647,9 +684,6 @@ chm_value *chm_card_step(chm_card *card, chm_value *at, const char *name, unsign
         const struct chm_plugin *p = chm_find_plugin(card->registry, 0, name, how & CHM_LOCATE_ANY_CASE);
         return p && p->section ? chm_card_section(card, p->section, how) : NULL;
     }
-    if (at->row && strcmp(at->row->path, "training") == 0) {
-        chm_value *phases = chm_value_member(at, "phases");
-        return phases && phases->type == CHM_VALUE_ARRAY ? step_item(phases, name, how) : NULL;
-    }
-    return NULL;
+    const chm_value *items = named_items(at);
+    return items ? step_item(items, name, how) : NULL;
 }

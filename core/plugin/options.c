@@ -134,6 +134,8 @@ void chm_option_accepts(const struct chm_option *o, char *text, size_t n) {
     if (is_list(o->type) && o->list_max > 0) {
         if (o->list_min == o->list_max) {
             snprintf(length, sizeof length, " %d", o->list_max);
+        } else if (o->list_min <= 0) {
+            snprintf(length, sizeof length, " at most %d", o->list_max);
         } else {
             snprintf(length, sizeof length, " %d to %d", o->list_min, o->list_max);
         }
