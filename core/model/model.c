@@ -273,24 +273,26 @@ void chm_model_destroy(chm_model *m) {
     chm_free(m);
 }
 
-static void *carve(uint8_t **at, size_t bytes) {
-    void *p = *at;
-    *at += (bytes + 63) & ~(size_t)63;
+/* The next piece of the storage; NULL while there is none and only its size is asked. */
+static void *carve(uint8_t *storage, size_t *used, size_t bytes) {
+    void *p = storage ? storage + *used : NULL;
+    *used += (bytes + 63) & ~(size_t)63;
     return p;
 }
 
 int chm_model_allocate(chm_model *m) {
     for (int pass = 0; pass < 2; pass++) {
         uint8_t *at = m->storage;
+        size_t used = 0;
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
             const size_t bytes = (size_t)p->count * sizeof(float);
-            float *value = carve(&at, bytes), *grad = carve(&at, bytes), *dequant = NULL;
+            float *value = carve(at, &used, bytes), *grad = carve(at, &used, bytes), *dequant = NULL;
             void *codes = NULL, *scales = NULL;
             if (p->format != CHM_FORMAT_F32) {
-                dequant = carve(&at, bytes);
-                codes = carve(&at, chm_param_code_bytes(p, p->ternary.group));
-                scales = carve(&at, chm_param_scale_bytes(p, p->ternary.group));
+                dequant = carve(at, &used, bytes);
+                codes = carve(at, &used, chm_param_code_bytes(p, p->ternary.group));
+                scales = carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
             }
             if (!pass) continue;
             p->value = value;
@@ -305,7 +307,7 @@ int chm_model_allocate(chm_model *m) {
             }
         }
         if (pass) break;
-        m->storage = chm_alloc_aligned((size_t)(at - (uint8_t *)m->storage));
+        m->storage = chm_alloc_aligned(used);
         if (!m->storage) return CHM_E_MEMORY;
     }
     m->trainable = true;
