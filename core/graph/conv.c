@@ -5,7 +5,7 @@
 #include "graph/context.h"
 #include <string.h>
 
-enum { COLUMN_PIECE = 32 };
+enum { ROW_PIECE = 64 };
 
 struct conv_job {
     chm_context *c;
@@ -81,30 +81,45 @@ int chm_conv_replay(chm_context *c, const chm_logged *l, const int32_t *rows, in
     return CHM_OK;
 }
 
-/* Columns are independent: each piece of columns walks all rows and needs no partial sums. */
-static void conv_backward_columns(void *arg, int64_t begin, int64_t end, int worker) {
+/* A row gathers its gradient from the rows after it, so pieces of rows share nothing but the weights' gradient, which
+ * each sums for itself. In training the rows of a slot are one run, and a row `lag` later sees this one unless its
+ * document began in between. */
+static void conv_backward_rows(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const struct conv_job *j = arg;
     const int64_t width = j->width;
-    for (int64_t r = 0; r < j->x->rows; r++) {
-        const float *dy = j->y->grad + r * width;
+    float *dw = j->dweight + begin / ROW_PIECE * j->taps * width;
+    for (int64_t r = begin; r < end; r++) {
+        const float *x = j->x->data + r * width, *past = j->past->data + r * width;
         for (int64_t lag = 0; lag < j->taps; lag++) {
-            const float *w = j->weight + lag * width, *u;
-            float *dw = j->dweight + lag * width, *du;
-            int64_t at, before;
-            if (!source(j, r, lag, &at, &before)) continue;
-            if (at >= 0) {
-                const chm_tensor *from = lag ? j->past : j->x;
-                float *to = lag ? j->dpast : j->dx;
-                u = from->data + at * width;
-                du = to ? to + at * width : NULL;
-            } else {
-                u = j->history + before * width;
-                du = j->dhistory ? j->dhistory + before * width : NULL;
+            const int64_t later = r + lag;
+            if (later >= j->x->rows || lag > j->c->rows.position[later] || (lag && j->c->rows.parent[later] < 0)) break;
+            const float *u = lag ? past : x, *dy = j->y->grad + later * width, *w = j->weight + lag * width;
+            float *to = lag ? j->dpast : j->dx, *sum = dw + lag * width;
+            for (int64_t i = 0; i < width; i++) sum[i] += u[i] * dy[i];
+            if (!to) continue;
+            to += r * width;
+            for (int64_t i = 0; i < width; i++) to[i] += w[i] * dy[i];
+        }
+    }
+}
+
+/* What the first rows of every slot saw of the history before the pass. */
+static void conv_backward_history(const struct conv_job *j) {
+    const chm_rows *rows = &j->c->rows;
+    const int64_t width = j->width;
+    for (int64_t r = 0; r < rows->count; r++) {
+        if (rows->parent[r] >= 0) continue;
+        for (int64_t row = r; row < rows->count && row < r + j->taps - 1; row++) {
+            if (row > r && rows->parent[row] < 0) break;
+            const float *dy = j->y->grad + row * width;
+            for (int64_t lag = row - r + 1; lag < j->taps; lag++) {
+                int64_t at, before;
+                if (!source(j, row, lag, &at, &before) || before < 0) continue;
+                const float *w = j->weight + lag * width, *u = j->history + before * width;
+                for (int64_t i = 0; i < width; i++) j->dweight[lag * width + i] += u[i] * dy[i];
+                for (int64_t i = 0; j->dhistory && i < width; i++) j->dhistory[before * width + i] += w[i] * dy[i];
             }
-            for (int64_t i = begin; i < end; i++) dw[i] += u[i] * dy[i];
-            if (du)
-                for (int64_t i = begin; i < end; i++) du[i] += w[i] * dy[i];
         }
     }
 }
@@ -144,14 +159,18 @@ static void conv_backward(chm_context *c, chm_node *n) {
     struct conv_job *j = n->data;
     j->dx = chm_grad(c, j->x);
     j->dpast = j->past == j->x ? j->dx : chm_grad(c, j->past);
-    j->dweight = chm_take_zero(c, (size_t)(j->taps * j->width) * sizeof(float));
-    if (c->state_grad) j->dhistory = chm_take_zero(c, (size_t)(c->slots * j->taps * j->width) * sizeof(float));
+    const int64_t size = j->taps * j->width, pieces = (j->x->rows + ROW_PIECE - 1) / ROW_PIECE;
+    j->dweight = chm_take_zero(c, (size_t)(pieces * size) * sizeof(float));
+    if (c->state_grad) j->dhistory = chm_take_zero(c, (size_t)(c->slots * size) * sizeof(float));
     if (c->status) return;
-    chm_spread(c, j->width, COLUMN_PIECE, (double)j->x->rows * (double)j->taps * 0.5, conv_backward_columns, j);
+    chm_spread(c, j->x->rows, ROW_PIECE, (double)size * 0.5, conv_backward_rows, j);
+    conv_backward_history(j);
     if (c->state_grad && j->past == j->x) history_gradients(c, j);
-    if (j->param->grad)
-        for (int64_t lag = 0; lag < j->taps; lag++)
-            for (int64_t i = 0; i < j->width; i++) j->param->grad[i * j->taps + lag] += j->dweight[lag * j->width + i];
+    if (!j->param->grad) return;
+    for (int64_t p = 1; p < pieces; p++)
+        for (int64_t i = 0; i < size; i++) j->dweight[i] += j->dweight[p * size + i];
+    for (int64_t lag = 0; lag < j->taps; lag++)
+        for (int64_t i = 0; i < j->width; i++) j->param->grad[i * j->taps + lag] += j->dweight[lag * j->width + i];
 }
 
 chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int state) {

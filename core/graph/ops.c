@@ -118,7 +118,7 @@ static void linear_backward(chm_context *c, chm_node *n) {
     job.weight = packed ? w->dequant : w->value;
     job.dx = chm_grad(c, x);
     if (c->status) return;
-    if (job.dx) chm_spread(c, x->rows, 2 * ROW_PIECE, cost, linear_backward_x, &job);
+    if (job.dx) chm_spread(c, x->rows, 4 * ROW_PIECE, cost, linear_backward_x, &job);
     if (!w->grad) return;
     job.input = x->data;
     if (packed) {
