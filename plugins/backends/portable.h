@@ -628,8 +628,10 @@ static inline void portable_adamw(float *restrict w, const float *restrict g, fl
 enum { PORTABLE_MR = 4, PORTABLE_NR = 8 };
 
 /* C[m][n] = A B (add = 0), C + A B (1) or C - A B (-1); element (i, p) of A is a[i * row + p * col], B is [k][n] */
-static inline void portable_gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col,
-                                 const float *b, int64_t ldb, float *c, int64_t ldc, int add) {
+/* Never inlined: its callers use it a dozen times each, and copies of it were two thirds of the time to compile. */
+static __attribute__((noinline, unused)) void portable_gemm(int64_t m, int64_t n, int64_t k, const float *a,
+                                                            int64_t row, int64_t col, const float *b, int64_t ldb,
+                                                            float *c, int64_t ldc, int add) {
     for (int64_t j0 = 0; j0 < n; j0 += PORTABLE_NR) {
         const int64_t nr = portable_min(PORTABLE_NR, n - j0);
         for (int64_t i0 = 0; i0 < m; i0 += PORTABLE_MR) {
