@@ -60,7 +60,8 @@ static void quantise_int8(void *arg, int64_t begin, int64_t end, int worker) {
             float v = rintf(w[i] * inverse);
             v = v > 127 ? 127 : v < -127 ? -127 : v;
             out[i] = (int8_t)v;
-            if (p->dequant) p->dequant[r * p->in + i] = v * s;
+            /* through the byte, which has no -0: what training sees is what the file gives back */
+            if (p->dequant) p->dequant[r * p->in + i] = (float)out[i] * s;
         }
         memset(out + p->in, 0, (size_t)(p->int8.blocks * 64 - p->in));
     }
