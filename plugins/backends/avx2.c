@@ -231,8 +231,9 @@ ALWAYS_INLINE void expand(const uint8_t *codes, struct panel *p, const int field
     const __m256i low = _mm256_set1_epi8(3);
     for (int j = 0; j < 32; j++) {
         const __m256i c = _mm256_loadu_si256((const __m256i *)(codes + 32 * j));
-        UNROLL for (int f = 0; f < fields; f++) _mm256_store_si256(
-            (__m256i *)&p->code[f][0][32 * j], _mm256_and_si256(f > 0 ? _mm256_srli_epi16(c, 2 * f) : c, low));
+        UNROLL for (int f = 0; f < fields; f++)
+            _mm256_store_si256((__m256i *)&p->code[f][j / 2][32 * (j % 2)],
+                               _mm256_and_si256(f > 0 ? _mm256_srli_epi16(c, 2 * f) : c, low));
     }
 }
 
