@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 enum {
-    PASS_ROWS = 2048,         /* rows run at once unless the card says: a pass should stay near the caches */
+    PASS_ROWS = 512,          /* rows run at once unless the card says; the fastest of 128..4096 for small cards */
     PASS_LOGITS = 64 << 20,   /* and its logits within this many bytes */
     FIRST_VALIDATION = 32768, /* bytes that the validation before training reads */
     LEAST_REPORTS = 50,       /* of a run */
