@@ -63,7 +63,7 @@ struct chm_override {
 };
 
 struct chm_card_options {
-    const chm_registry *registry; /* never NULL */
+    const chm_registry *registry; /* never NULL; must outlive the card */
     const char *const *ini;       /* overlay files, in order */
     size_t ini_count;
     const char *const *set; /* "a.b=c" */
@@ -81,7 +81,8 @@ void chm_card_destroy(chm_card *card);
 
 const chm_model_config *chm_card_model(const chm_card *card);
 const chm_train_config *chm_card_train(const chm_card *card);
-/* A resolved value as JSON text, and where it came from ("card.json:41", "default", "--set"); NULL when unset. */
+/* A resolved value as JSON text ("350M" as 350000000), and where it came from ("card.json:41", "default", "--set");
+ * NULL when unset, and for a section. Names as in chm_override; `origin` may be NULL. */
 const char *chm_card_get(const chm_card *card, const char *key, const char **origin);
 /* Fills a plugin's instance from its section: defaults, then the card's values. */
 int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugin, void *instance, chm_arena *arena);

@@ -693,8 +693,17 @@ static void add_unbuilt(chm_card *card, size_t *count, const char *format, ...) 
         ++*count;
 }
 
+/* Whether the card or an overlay says anything of it. */
+static bool is_given(const chm_value *v) {
+    if (v->line > 0 || strcmp(v->origin, "default") != 0) return true;
+    if (v->type == CHM_VALUE_OBJECT)
+        for (const chm_value *child = v->first; child; child = child->next)
+            if (is_given(child)) return true;
+    return false;
+}
+
 static void walk_unbuilt(chm_card *card, const chm_value *v, size_t *count) {
-    if (v->row && v->row->planned && !v->plugin && !(v->line == 0 && strcmp(v->origin, "default") == 0)) {
+    if (v->row && v->row->planned && !v->plugin && is_given(v)) {
         chm_string path = {0};
         chm_value_path(v, &path);
         if (path.failed) card->starved = true;

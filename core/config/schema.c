@@ -533,7 +533,7 @@ const struct chm_schema_row *chm_schema(size_t *count) {
 static const char *name_under(const struct chm_schema_row *row, const char *where, size_t length) {
     const char *name = row->path;
     if (length > 0) {
-        if (strncmp(name, where, length) != 0 || name[length] != '.') return NULL;
+        if (name[0] != where[0] || strncmp(name, where, length) != 0 || name[length] != '.') return NULL;
         name += length + 1;
     }
     return strchr(name, '.') ? NULL : name;
