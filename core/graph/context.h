@@ -51,7 +51,8 @@ typedef struct chm_logged {
     chm_param *param[CHM_MAX_PARAMS];
     int state[CHM_MAX_STATES]; /* layout items */
     chm_tensor *out;
-    bool looped; /* met inside a loop: written when the loop is left */
+    bool looped;               /* met inside a loop: written when the loop is left */
+    float *history, *dhistory; /* short convolution: [slots][taps - 1][width] before the pass, and its gradient */
     /* training */
     int64_t *chunk_first, *chunk_rows; /* [chunks], slot by slot */
     bool *chunk_fresh;

@@ -13,8 +13,9 @@ struct conv_job {
     const chm_state_item *item;
     chm_param *param;
     int64_t taps, width;
-    float *weight;  /* [taps][width] */
-    float *history; /* [slots][taps - 1][width], newest first, as it was before the pass */
+    float *weight;     /* [taps][width] */
+    float *history;    /* [slots][taps - 1][width], newest first, as it was before the pass */
+    chm_logged *first; /* of the pass that wrote: its history serves the read passes too */
     float *dx, *dpast, *dweight, *dhistory;
 };
 
@@ -161,7 +162,12 @@ static void conv_backward(chm_context *c, chm_node *n) {
     j->dpast = j->past == j->x ? j->dx : chm_grad(c, j->past);
     const int64_t size = j->taps * j->width, pieces = (j->x->rows + ROW_PIECE - 1) / ROW_PIECE;
     j->dweight = chm_take_zero(c, (size_t)(pieces * size) * sizeof(float));
-    if (c->state_grad) j->dhistory = chm_take_zero(c, (size_t)(c->slots * size) * sizeof(float));
+    if (c->state_grad) {
+        /* read passes come first in the reverse sweep; the pass that wrote stores the sum */
+        if (!j->first->dhistory) j->first->dhistory = chm_take_zero(c, (size_t)(c->slots * size) * sizeof(float));
+        j->dhistory = j->first->dhistory;
+        if (j->past != j->x) chm_grad(c, j->first->out); /* so that it runs even if nothing used its own output */
+    }
     if (c->status) return;
     chm_spread(c, j->x->rows, ROW_PIECE, (double)size * 0.5, conv_backward_rows, j);
     conv_backward_history(j);
@@ -197,7 +203,9 @@ chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int 
     l->state[0] = at;
     l->looped = c->loop > 0;
     l->write = write;
+    l->out = y;
     *j = (struct conv_job){.c = c,
+                           .first = write ? write : l,
                            .x = x,
                            .past = write ? write->in[0] : x,
                            .y = y,
@@ -207,11 +215,13 @@ chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int 
                            .width = x->width};
     const int64_t lags = count - 1, heads = j->item->heads, per_head = x->width / heads;
     j->weight = chm_take(c, (size_t)(count * x->width) * sizeof(float));
-    j->history = chm_take_zero(c, (size_t)(c->slots * lags * x->width + 1) * sizeof(float));
+    /* A read pass must not look at the streams: the first pass may have moved them on already. */
+    l->history = write ? write->history : chm_take_zero(c, (size_t)(c->slots * lags * x->width + 1) * sizeof(float));
+    j->history = l->history;
     if (c->status) return NULL;
     for (int64_t lag = 0; lag < count; lag++)
         for (int64_t i = 0; i < x->width; i++) j->weight[lag * x->width + i] = taps->value[i * count + lag];
-    for (int slot = 0; slot < c->slots && c->streams; slot++)
+    for (int slot = 0; slot < c->slots && c->streams && !write; slot++)
         for (int64_t h = 0; h < heads && c->streams[slot]; h++) {
             const uint8_t *from = c->streams[slot]->blob + j->item->offset + (size_t)h * j->item->head_bytes;
             for (int64_t lag = 0; lag < lags; lag++)
