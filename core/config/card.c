@@ -85,6 +85,7 @@ int chm_card_parse(const char *name, const char *text, size_t bytes, const struc
     if (!card) return CHM_E_MEMORY;
     chm_arena_init(&card->arena);
     card->registry = options->registry;
+    card->one_layer = options->one_layer;
     card->name = chm_arena_string(&card->arena, name, strlen(name));
     int status = CHM_E_MEMORY;
     if (!card->name) goto out;

@@ -69,6 +69,7 @@ struct chm_card_options {
     const char *const *set; /* "a.b=c" */
     size_t set_count;
     bool read_environment;
+    bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
 };
 
 /* Loads, resolves and checks. On failure the sentence names file:line, the key, the accepted set and the nearest name.

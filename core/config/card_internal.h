@@ -15,7 +15,8 @@ struct chm_card {
     const char **unbuilt; /* NULL-terminated */
     chm_string problems;  /* one line each */
     int problem_count;
-    bool starved; /* out of memory on the way */
+    bool starved;   /* out of memory on the way */
+    bool one_layer; /* chm_card_options */
 };
 
 /* ---- problems: all are collected, the first CHM_MAX_PROBLEMS shown ---- */

@@ -512,8 +512,8 @@ static void is_sum_of(chm_card *card, const char *path, const char *list) {
 static void check_shape(chm_card *card) {
     int64_t width, heads, dim, group, zero;
     char where[160];
-    if (whole(card, "hidden_size", &width) && whole(card, "num_heads", &heads) && whole(card, "head_dim", &dim) &&
-        heads * dim != width)
+    if (!card->one_layer && whole(card, "hidden_size", &width) && whole(card, "num_heads", &heads) &&
+        whole(card, "head_dim", &dim) && heads * dim != width)
         chm_card_problem(card, chm_card_find(card, "hidden_size"),
                          "%lld, but num_heads%s x head_dim is %lld x %lld = %lld", (long long)width,
                          place(card, "num_heads", where, sizeof where), (long long)heads, (long long)dim,
