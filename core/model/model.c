@@ -262,6 +262,27 @@ out:
     return CHM_OK;
 }
 
+int chm_model_create_layer(chm_card *card, const chm_registry *registry, const char *plugin, chm_model **out) {
+    *out = NULL;
+    chm_model *m = chm_alloc(sizeof *m);
+    if (!m) {
+        chm_card_destroy(card);
+        return CHM_E_MEMORY;
+    }
+    m->card = card;
+    m->config = chm_card_model(card);
+    m->registry = registry;
+    chm_arena_init(&m->arena);
+    m->mixer = chm_arena_zero(&m->arena, sizeof *m->mixer);
+    const int status = m->mixer ? declare_layer(m, 0, "mixer", plugin, m->mixer) : CHM_E_MEMORY;
+    if (status) {
+        chm_model_destroy(m);
+        return status;
+    }
+    *out = m;
+    return CHM_OK;
+}
+
 void chm_model_destroy(chm_model *m) {
     if (!m) return;
     chm_safetensors_destroy(m->file);

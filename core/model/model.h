@@ -38,6 +38,8 @@ typedef struct chm_model {
 /* Takes the card over (also on failure). Declares everything; no storage yet. A layer whose plugin is missing is
  * refused by name. */
 int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **out);
+/* One layer alone, as mixer[0]: no embedding, no head. The card is taken over all the same. */
+int chm_model_create_layer(chm_card *card, const chm_registry *registry, const char *plugin, chm_model **out);
 void chm_model_destroy(chm_model *m);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
