@@ -2,7 +2,11 @@
 # test_cli.sh: the chimera command as its users meet it: exit codes, sentences, formats, pipes, interrupts.
 # usage: test_cli.sh CHIMERA SOURCE_ROOT BUILD_ROOT
 set -u
-chimera=$1 source=$2 build=$3
+source=$2 build=$3
+case $1 in
+/*) chimera=$1 ;;
+*) chimera=$PWD/$1 ;; # from before the cd below
+esac
 unset CHIMERA_THREADS CHIMERA_BACKEND CHIMERA_PLUGIN_PATH
 CHIMERA_PLUGIN_PATH=$build/plugins/backends:$build/plugins/layers:$build/plugins/tokenizers
 export CHIMERA_PLUGIN_PATH
