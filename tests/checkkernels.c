@@ -1398,9 +1398,9 @@ static int by_value(const void *a, const void *b) {
 /* medians of interleaved samples, each long enough for the clock; CPU time of this thread, so that a busy machine does
  * not show, except in what memory bandwidth and caches others leave */
 static void bench_all(const char *prefix) {
-    enum { SAMPLES = 9 };
-    printf("%-36s", "kernel");
-    for (int i = 0; i < backend_count; i++) printf(" %26s", backends[i].name);
+    enum { SAMPLES = 15 };
+    printf("%-36s", "median (best)");
+    for (int i = 0; i < backend_count; i++) printf(" %32s", backends[i].name);
     printf("\n");
     for (int n = 0; n < COUNT(benches); n++) {
         const struct bench *b = &benches[n];
@@ -1427,12 +1427,12 @@ static void bench_all(const char *prefix) {
         printf("%-36s", b->name);
         for (int i = 0; i < backend_count; i++) {
             if (!filled(backends[i].kernels, b->offset)) {
-                printf(" %26s", "-");
+                printf(" %32s", "-");
                 continue;
             }
             qsort(sample[i], SAMPLES, sizeof sample[i][0], by_value);
             const double t = sample[i][SAMPLES / 2];
-            printf(" %12.0f ns %10.2f", t * 1e9, b->work / t);
+            printf(" %10.0f ns %8.2f (%7.2f)", t * 1e9, b->work / t, b->work / sample[i][0]);
         }
         printf("  %s\n", b->unit);
         fflush(stdout);

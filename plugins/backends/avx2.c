@@ -16,6 +16,10 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Keeps a running sum running: gcc would collect the terms of an unrolled integer sum, spill them all and add them up
+ * in the end. */
+#define KEEP(v) __asm__("" : "+x"(v))
+
 /* ---- Quantise ---------------------------------------------------------------------------------------------------- */
 
 ALWAYS_INLINE void quantise_block(const float *v, int8_t *q, float *scale, int32_t *sum) {
@@ -111,7 +115,7 @@ ALWAYS_INLINE void store_columns(float *y, const float *from, int64_t columns) {
 }
 
 /* Codes stream from memory once and the hardware prefetcher alone leaves half the bandwidth unused. */
-enum { PREFETCH_BYTES = 8192 };
+enum { PREFETCH_BYTES = 4096 };
 
 /* One superblock, `fields` of its four blocks, for `halves` x 8 rows of the tile and `rows` activation rows. */
 ALWAYS_INLINE void stream_superblock(const uint8_t *codes, const uint8_t *record, int64_t group, int64_t super,
@@ -146,8 +150,10 @@ ALWAYS_INLINE void stream_superblock(const uint8_t *codes, const uint8_t *record
         }
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) {
             const __m256i a = broadcast4(q[r] + 64 * f + 4 * j);
-            UNROLL for (int h = 0; h < halves; h++) sum[r][h][f] =
-                _mm256_add_epi16(sum[r][h][f], _mm256_maddubs_epi16(field[h][f], a));
+            UNROLL for (int h = 0; h < halves; h++) {
+                sum[r][h][f] = _mm256_add_epi16(sum[r][h][f], _mm256_maddubs_epi16(field[h][f], a));
+                KEEP(sum[r][h][f]);
+            }
         }
     }
     UNROLL for (int f = 0; f < fields; f++) {
@@ -249,6 +255,8 @@ ALWAYS_INLINE void panel_rows(const struct panel *p, int field, int64_t row0, fl
             const __m256i a = broadcast4(q + 256 * r + 4 * j);
             sum[r][0] = _mm256_add_epi16(sum[r][0], _mm256_maddubs_epi16(w0, a));
             sum[r][1] = _mm256_add_epi16(sum[r][1], _mm256_maddubs_epi16(w1, a));
+            KEEP(sum[r][0]);
+            KEEP(sum[r][1]);
         }
     }
     const __m256 s0 = _mm256_loadu_ps(p->weight_scale[field]), s1 = _mm256_loadu_ps(p->weight_scale[field] + 8);
@@ -348,6 +356,82 @@ static void ternary_matmul(const struct chm_ternary *w, int64_t tile0, int64_t t
     default:
         panel_matmul(w, tile0, tile1, x, y, ldy);
         break;
+    }
+}
+
+/* ---- Ternarise --------------------------------------------------------------------------------------------------- */
+
+/* 8 trits, as -1, 0, 1, of w * (1/scale) */
+ALWAYS_INLINE __m256i trits(__m256 w, __m256 inverse) {
+    const __m256 t = _mm256_mul_ps(w, inverse);
+    const __m256 above = _mm256_cmp_ps(t, _mm256_set1_ps(0.5f), _CMP_GT_OQ);
+    const __m256 below = _mm256_cmp_ps(t, _mm256_set1_ps(-0.5f), _CMP_LT_OQ);
+    return _mm256_sub_epi32(_mm256_castps_si256(below), _mm256_castps_si256(above));
+}
+
+/* 64 weights to codes 0..2, and to trit * scale */
+ALWAYS_INLINE void ternarise_block(const float *w, float scale, uint8_t *code, float *dequant) {
+    const __m256 inverse = _mm256_set1_ps(1.0f / scale), factor = _mm256_set1_ps(scale);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    UNROLL for (int h = 0; h < 2; h++) {
+        __m256i t[4];
+        UNROLL for (int i = 0; i < 4; i++) {
+            t[i] = trits(_mm256_loadu_ps(w + 32 * h + 8 * i), inverse);
+            if (dequant != NULL)
+                _mm256_storeu_ps(dequant + 32 * h + 8 * i, _mm256_mul_ps(_mm256_cvtepi32_ps(t[i]), factor));
+        }
+        const __m256i p = _mm256_packs_epi16(_mm256_packs_epi32(t[0], t[1]), _mm256_packs_epi32(t[2], t[3]));
+        const __m256i c = _mm256_add_epi8(_mm256_permutevar8x32_epi32(p, order), _mm256_set1_epi8(1));
+        _mm256_storeu_si256((__m256i *)(code + 32 * h), c);
+    }
+}
+
+static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
+                      uint8_t *codes, uint8_t *scales, float *dequant) {
+    const int64_t supers = chm_ternary_superblocks(in), groups = chm_ternary_groups(in, group);
+    const int64_t stride = chm_ternary_scale_stride(in, group);
+    for (int64_t tile = tile0; tile < tile1; tile++) {
+        uint8_t *record = scales + tile * stride;
+        float row_scale[16];
+        memset(record + 64, 1, (size_t)(16 * groups));
+        for (int r = 0; r < 16; r++) {
+            const int64_t row = 16 * tile + r;
+            row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, record + 64 + r, 16) : 0.0f;
+        }
+        memcpy(record, row_scale, sizeof row_scale);
+        for (int64_t s = 0; s < supers; s++) {
+            uint32_t packed[16][16]; /* [row][step]: four fields of four bytes */
+            for (int r = 0; r < 16; r++) {
+                const int64_t row = 16 * tile + r;
+                uint8_t code[4][64];
+                memset(code, 1, sizeof code);
+                for (int f = 0; f < 4 && row < out; f++) {
+                    const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first);
+                    if (n <= 0) break;
+                    const float scale = (float)record[64 + 16 * (first / group) + r] * row_scale[r];
+                    const float *v = w + row * in + first;
+                    float *d = dequant != NULL ? dequant + row * in + first : NULL;
+                    if (n == 64) {
+                        ternarise_block(v, scale, code[f], d);
+                    } else { /* what pads is zero and becomes code 1 */
+                        float padded[64] = {0}, out64[64];
+                        memcpy(padded, v, (size_t)n * sizeof *v);
+                        ternarise_block(padded, scale, code[f], out64);
+                        if (d != NULL) memcpy(d, out64, (size_t)n * sizeof *d);
+                    }
+                }
+                UNROLL for (int h = 0; h < 2; h++) {
+                    __m256i c = _mm256_loadu_si256((const __m256i *)(code[0] + 32 * h));
+                    UNROLL for (int f = 1; f < 4; f++) /* codes are at most 2: no bit crosses into the next byte */
+                        c = _mm256_or_si256(
+                            c, _mm256_slli_epi16(_mm256_loadu_si256((const __m256i *)(code[f] + 32 * h)), 2 * f));
+                    _mm256_storeu_si256((__m256i *)(packed[r] + 8 * h), c);
+                }
+            }
+            uint8_t *to = codes + (tile * supers + s) * 1024;
+            for (int j = 0; j < 16; j++)
+                for (int r = 0; r < 16; r++) memcpy(to + 64 * j + 4 * r, &packed[r][j], 4);
+        }
     }
 }
 
@@ -480,7 +564,7 @@ static const struct chm_backend_ops avx2_ops = {
             .logsumexp = portable_logsumexp,
             .delta_step = portable_delta_step,
             .delta_read = portable_delta_read,
-            .ternarise = portable_ternarise,
+            .ternarise = ternarise,
             .dequantise = portable_dequantise,
             .unary_backward = portable_unary_backward,
             .swiglu_backward = portable_swiglu_backward,

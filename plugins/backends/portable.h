@@ -462,45 +462,86 @@ static inline float portable_logsumexp(const float *x, int64_t n) {
 
 /* ---- The delta rule, one row ------------------------------------------------------------------------------------- */
 
+/* Value columns at a time; a whole strip has its sums in registers. */
+enum { PORTABLE_STRIP = 32 };
+
+/* sum[j] = sum_i x_i S_ij, S row-major from column 0 with `stride` floats a row */
+static inline void portable_strip_sum(const float *S, int64_t dk, int64_t stride, const float *x, const int n,
+                                      float *sum) {
+    float s[PORTABLE_STRIP] = {0};
+    for (int64_t i = 0; i < dk; i++)
+        for (int j = 0; j < n; j++) s[j] = s[j] + x[i] * S[i * stride + j];
+    for (int j = 0; j < n; j++) sum[j] = s[j];
+}
+
+/* S *= a, sum = k S */
+static inline void portable_strip_decay(float *S, int64_t dk, int64_t stride, float a, const float *k, const int n,
+                                        float *sum) {
+    float s[PORTABLE_STRIP] = {0};
+    for (int64_t i = 0; i < dk; i++) {
+        float *row = S + i * stride;
+        const float ki = k[i];
+        for (int j = 0; j < n; j++) {
+            const float d = row[j] * a;
+            row[j] = d;
+            s[j] = s[j] + ki * d;
+        }
+    }
+    for (int j = 0; j < n; j++) sum[j] = s[j];
+}
+
+/* S += k^T u, sum = q S */
+static inline void portable_strip_write(float *S, int64_t dk, int64_t stride, const float *k, const float *update,
+                                        const float *q, const int n, float *sum) {
+    float s[PORTABLE_STRIP] = {0}, u[PORTABLE_STRIP];
+    for (int j = 0; j < n; j++) u[j] = update[j];
+    for (int64_t i = 0; i < dk; i++) {
+        float *row = S + i * stride;
+        const float ki = k[i], qi = q[i];
+        for (int j = 0; j < n; j++) {
+            const float d = row[j] + ki * u[j];
+            row[j] = d;
+            s[j] = s[j] + qi * d;
+        }
+    }
+    for (int j = 0; j < n; j++) sum[j] = s[j];
+}
+
 /*
  * For every value column j, with a = e^log_alpha and rounding after each operation:
- *   kS = sum_i k_i * (S_ij * a), u = beta * (v_j - kS), S_ij = S_ij * a + k_i * u, o_j = scale * sum_i q_i * S_ij
- * The decayed state is computed twice rather than stored between the two sweeps.
+ *   S_ij = S_ij * a;  kS = sum_i k_i * S_ij;  u = beta * (v_j - kS);  S_ij = S_ij + k_i * u;
+ *   o_j = scale * sum_i q_i * S_ij
  */
 static inline void portable_delta_step(float *S, int64_t dk, int64_t dv, const float *q, const float *k, const float *v,
                                        float log_alpha, float beta, float scale, float *o) {
-    enum { STRIP = 32 };
     const float a = portable_exp(log_alpha);
-    for (int64_t j0 = 0; j0 < dv; j0 += STRIP) {
-        const int64_t n = portable_min(STRIP, dv - j0);
-        float u[STRIP] = {0}, sum[STRIP] = {0};
-        for (int64_t i = 0; i < dk; i++) {
-            const float *row = S + i * dv + j0;
-            for (int64_t j = 0; j < n; j++) u[j] = u[j] + k[i] * (row[j] * a);
-        }
-        for (int64_t j = 0; j < n; j++) u[j] = beta * (v[j0 + j] - u[j]);
-        for (int64_t i = 0; i < dk; i++) {
-            float *row = S + i * dv + j0;
-            const float ki = k[i];
-            for (int64_t j = 0; j < n; j++) row[j] = row[j] * a + ki * u[j];
-            if (o != NULL)
-                for (int64_t j = 0; j < n; j++) sum[j] = sum[j] + q[i] * row[j];
-        }
+    const float *ask = o != NULL ? q : k; /* without a question the sums are made and not used */
+    for (int64_t j0 = 0; j0 < dv; j0 += PORTABLE_STRIP) {
+        const int n = (int)portable_min(PORTABLE_STRIP, dv - j0);
+        float u[PORTABLE_STRIP], sum[PORTABLE_STRIP];
+        if (n == PORTABLE_STRIP)
+            portable_strip_decay(S + j0, dk, dv, a, k, PORTABLE_STRIP, u);
+        else
+            portable_strip_decay(S + j0, dk, dv, a, k, n, u);
+        for (int j = 0; j < n; j++) u[j] = beta * (v[j0 + j] - u[j]);
+        if (n == PORTABLE_STRIP)
+            portable_strip_write(S + j0, dk, dv, k, u, ask, PORTABLE_STRIP, sum);
+        else
+            portable_strip_write(S + j0, dk, dv, k, u, ask, n, sum);
         if (o != NULL)
-            for (int64_t j = 0; j < n; j++) o[j0 + j] = scale * sum[j];
+            for (int j = 0; j < n; j++) o[j0 + j] = scale * sum[j];
     }
 }
 
 static inline void portable_delta_read(const float *S, int64_t dk, int64_t dv, const float *q, float scale, float *o) {
-    enum { STRIP = 32 };
-    for (int64_t j0 = 0; j0 < dv; j0 += STRIP) {
-        const int64_t n = portable_min(STRIP, dv - j0);
-        float sum[STRIP] = {0};
-        for (int64_t i = 0; i < dk; i++) {
-            const float *row = S + i * dv + j0;
-            for (int64_t j = 0; j < n; j++) sum[j] = sum[j] + q[i] * row[j];
-        }
-        for (int64_t j = 0; j < n; j++) o[j0 + j] = scale * sum[j];
+    for (int64_t j0 = 0; j0 < dv; j0 += PORTABLE_STRIP) {
+        const int n = (int)portable_min(PORTABLE_STRIP, dv - j0);
+        float sum[PORTABLE_STRIP];
+        if (n == PORTABLE_STRIP)
+            portable_strip_sum(S + j0, dk, dv, q, PORTABLE_STRIP, sum);
+        else
+            portable_strip_sum(S + j0, dk, dv, q, n, sum);
+        for (int j = 0; j < n; j++) o[j0 + j] = scale * sum[j];
     }
 }
 
