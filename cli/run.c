@@ -165,6 +165,11 @@ static int run_run(struct cli *c) {
                 result.prefill_seconds > 0 ? (double)result.prompt_tokens / result.prefill_seconds : 0,
                 (long long)result.tokens, result.decode_seconds > 0 ? (double)result.tokens / result.decode_seconds : 0,
                 result.ended ? " to the end of its text" : "", (unsigned long long)sampling.seed);
+    if (c->verbosity > 0) {
+        char *kernels = chm_kernels_used(c->runtime);
+        if (kernels != NULL) cli_message(c, "%d threads, kernels: %s", chm_runtime_threads(c->runtime), kernels);
+        chm_text_free(kernels);
+    }
 out:
     chm_stream_close(stream);
     chm_close(model);
