@@ -74,7 +74,16 @@ int64_t chm_batch_targets(const chm_batch *b, int64_t step);
 
 /* ---- schedules (schedule.c) ---- */
 
-/* Learning rate and weight decay at a step of a run of `steps`. spec of each schedule in docs/reference.md */
+/*
+ * Learning rate and weight decay at step 0..steps-1 of a run. Every schedule begins with a linear warm-up of
+ * warmup_steps, at most a fifth of the run; least = lr * min_lr_ratio.
+ *   constant          lr
+ *   linear            lr to least in a line
+ *   cosine_warmup     lr to least in half a cosine
+ *   wsd               lr, and over the last decay_fraction of the run in a line to least
+ *   bitnet_two_stage  up to stage_split of the run a line from lr that would reach 0 at its end; from there a line from
+ *                     stage2_lr to stage2_lr * min_lr_ratio, with stage2_weight_decay
+ */
 void chm_schedule_at(const chm_train_config *t, int64_t step, int64_t steps, double *lr, double *weight_decay);
 
 /* ---- scores (eval.c) ---- */
