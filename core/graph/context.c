@@ -59,8 +59,28 @@ chm_node *chm_record(chm_context *c, chm_tensor *out, chm_tensor *const *in, int
 
 float *chm_grad(chm_context *c, chm_tensor *t) {
     if (!(t->flags & CHM_TENSOR_GRAD)) return NULL;
-    if (!t->grad) t->grad = chm_take_zero(c, (size_t)(t->rows * t->width) * sizeof(float));
+    if (t->grad) return t->grad;
+    const size_t bytes = (size_t)(t->rows * t->width) * sizeof(float);
+    for (chm_spare **at = &c->spare; *at; at = &(*at)->next)
+        if ((*at)->bytes == bytes) {
+            t->grad = (float *)(void *)*at;
+            *at = (*at)->next;
+            memset(t->grad, 0, bytes);
+            return t->grad;
+        }
+    t->grad = chm_take_zero(c, bytes);
     return t->grad;
+}
+
+/* In a reverse sweep nothing reads an output's gradient after its operator's turn. */
+static void spare_grad(chm_context *c, chm_tensor *t) {
+    const size_t bytes = (size_t)(t->rows * t->width) * sizeof(float);
+    if (bytes < sizeof(chm_spare)) return;
+    chm_spare *s = (chm_spare *)(void *)t->grad;
+    s->bytes = bytes;
+    s->next = c->spare;
+    c->spare = s;
+    t->grad = NULL;
 }
 
 int chm_need_scratch(chm_context *c, size_t bytes) {
@@ -245,6 +265,7 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
     c->status = CHM_OK;
     c->error[0] = 0;
     c->tape = NULL;
+    c->spare = NULL;
     c->log = NULL;
     c->log_end = &c->log;
     c->layer = c->first_state = c->ordinal = c->loop = 0;
@@ -281,8 +302,11 @@ chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *
 }
 
 int chm_backward(chm_context *c) {
-    for (chm_node *n = c->tape; n && c->status == CHM_OK; n = n->previous)
-        if (n->out->grad) n->backward(c, n);
+    for (chm_node *n = c->tape; n && c->status == CHM_OK; n = n->previous) {
+        if (!n->out->grad) continue;
+        n->backward(c, n);
+        if (!n->keep_grad) spare_grad(c, n->out);
+    }
     return chm_context_status(c);
 }
 

@@ -15,8 +15,15 @@ typedef struct chm_node {
     chm_tensor *out, *in[CHM_NODE_INPUTS];
     int inputs;
     chm_param *param;
-    void *data; /* the operator's, in the arena */
+    bool keep_grad; /* out's gradient is needed after this node's turn */
+    void *data;     /* the operator's, in the arena */
 } chm_node;
+
+/* A gradient buffer whose node has had its turn: the next tensor of the same size takes it, warm from the cache. */
+typedef struct chm_spare {
+    struct chm_spare *next;
+    size_t bytes;
+} chm_spare;
 
 /* The int8 form of a tensor's rows, made by the first quantised linear that reads it. */
 typedef struct chm_quantised_rows {
@@ -83,6 +90,7 @@ struct chm_context {
     char error[512];
 
     chm_node *tape;
+    chm_spare *spare;
     chm_logged *log, **log_end;
     int layer, first_state, ordinal, loop;
     const char *part;

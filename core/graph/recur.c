@@ -413,6 +413,7 @@ static void read_backward(chm_context *c, chm_node *n) {
     if (l->out) chm_grad(c, l->out);
     if (c->status || chm_need_scratch(c, plugin_scratch(c, l, chunk_limit(l)))) return;
     chm_spread(c, l->chunks * l->heads, 1, 1e5, chunk_read_items, &job);
+    n->keep_grad = true; /* the write pass reads it when its turn comes */
     l->read[l->reads] = read;
     l->read_dout[l->reads++] = n->out->grad;
 }
