@@ -115,6 +115,7 @@ static int tokenise(chm_text *t) {
     if (count < 0) return chm_fail_prefix(CHM_E_DATA, "%s", t->path);
     t->tokens = count;
     t->next = 0;
+    t->token_bytes = (int64_t)n;
     t->hash = chm_hash64_seed(t->buffer, n, t->hash);
     t->held -= n;
     memmove(t->buffer, t->buffer + n, t->held);
@@ -139,6 +140,11 @@ int64_t chm_text_take(chm_text *t, int32_t *out, int64_t n) {
         t->next += some;
     }
     return done;
+}
+
+int64_t chm_text_bytes_taken(const chm_text *t) {
+    const double left = t->tokens > 0 ? (double)(t->tokens - t->next) / (double)t->tokens : 0;
+    return t->read - (int64_t)t->held - (int64_t)(left * (double)t->token_bytes);
 }
 
 /* ---- corpora ---- */

@@ -61,7 +61,7 @@ static int score_file(const chm_score_request *q, chm_context *context, chm_stre
         at += n;
         stream->position = at;
         token[0] = token[n];
-        if (q->progress != NULL) q->progress(q->user, done_bytes + text->read - (int64_t)text->held, all_bytes);
+        if (q->progress != NULL) q->progress(q->user, done_bytes + chm_text_bytes_taken(text), all_bytes);
         if (q->stop != NULL && *q->stop != 0)
             return chm_fail(CHM_E_INTERRUPTED, "%s: evaluation stopped after %lld tokens", text->path,
                             (long long)total->tokens);

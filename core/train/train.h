@@ -28,12 +28,15 @@ typedef struct chm_text {
     int32_t *token;
     size_t token_capacity;
     int64_t tokens, next;
-    bool leading; /* end-of-text is still to come */
+    int64_t token_bytes; /* of text, that these tokens were made of */
+    bool leading;        /* end-of-text is still to come */
 } chm_text;
 /* Refused by name: what cannot be read, is not a regular file, or is empty. limit: most bytes, 0: all. */
 int chm_text_open(chm_text *t, const char *path, const struct chm_tokenizer_ops *ops, const void *self, int64_t limit);
 /* Up to n tokens, fewer only at the end, 0 after it; < 0: chm_error(). */
 int64_t chm_text_take(chm_text *t, int32_t *out, int64_t n);
+/* Bytes of text behind the tokens taken so far; within the piece at hand an estimate, for progress. */
+int64_t chm_text_bytes_taken(const chm_text *t);
 void chm_text_close(chm_text *t);
 
 /* A tokenised corpus: every file one document that begins with end-of-text (where the tokenizer has one). */
