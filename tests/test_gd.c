@@ -1039,12 +1039,47 @@ static void test_refusals(void **state) {
     chm_runtime_destroy(r);
 }
 
+/* Out of memory at each allocation in turn: the sentence, no crash, nothing left behind (the sanitizers look). */
+static void test_out_of_memory(void **state) {
+    (void)state;
+    chm_runtime *r = open_runtime(1, "scalar");
+    char in[4096], out[4200];
+    struct file golden;
+    open_golden(&golden, "gd_full", in);
+    close_file(&golden);
+    snprintf(out, sizeof out, "%s", made("out.safetensors"));
+    const chm_layer_options options = {
+        .size = sizeof options, .plugin = "gd", .in = in, .out = out, .grad = true, .rows = 8};
+    int status = CHM_E_MEMORY;
+    long n = 0;
+    for (; status == CHM_E_MEMORY; n++) {
+        chm_alloc_fail_after(n);
+        status = chm_layer_run(r, &options);
+        chm_alloc_fail_after(-1);
+        assert_true(n < 10000);
+    }
+    if (status) fail_msg("allocation %ld: status %d: %s", n, status, chm_error());
+    FILE *sink = fopen("/dev/null", "w");
+    assert_non_null(sink);
+    for (n = 0; n < 400; n += 1 + n / 3) {
+        chm_alloc_fail_after(n);
+        status = chm_layer_test(r, &options, CHM_OUTPUT_TEXT, sink);
+        chm_alloc_fail_after(-1);
+        if (status != CHM_E_MEMORY && status != CHM_OK)
+            fail_msg("allocation %ld: status %d: %s", n, status, chm_error());
+        if (!status) break;
+    }
+    fclose(sink);
+    chm_runtime_destroy(r);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_oracle_layers),     cmocka_unit_test(test_golden_layers),
         cmocka_unit_test(test_golden_recurrence), cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_layers_pass),       cmocka_unit_test(test_broken_kernels),
         cmocka_unit_test(test_broken_layers),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests_name("gd", tests, set_up, tear_down);
 }
