@@ -226,6 +226,29 @@ json out "[r['name'] for r in d['rows']] == ['prefill', 'decode'] and all(r[k] >
 expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 -o csv
 [ "$(wc -l <out)" -eq 3 ] && ok || bad 'bench -o csv: not three lines'
 
+# nothing that is read is written over
+cp text.txt text.copy
+ln -sf text.txt link.txt
+expect 2 'would replace the data' eval model.b158 --data text.txt --logits link.txt
+expect 2 'would replace the model' eval model.b158 --data text.txt --logits model.b158
+expect 2 'would replace the card' init card.json -o card.json
+cmp -s text.txt text.copy && ok || bad 'eval --logits wrote over its data'
+expect 3 "no tokenizer 'o200k'" init card.json --set tokenizer.type=o200k -o other.b158
+expect 0 '' check card.json --set tokenizer.type=o200k
+says out 'cannot be trained or run yet'
+# a not-a-number in the file is no score: the last f32 of the model's data lies in its smallest tensor
+if [ -n "$python" ]; then
+    "$python" - <<'PROGRAM'
+import json, struct
+b = bytearray(open('model.b158', 'rb').read())
+n = struct.unpack('<Q', b[:8])[0]
+at = json.loads(b[8:8 + n])['final_norm']['data_offsets'][0] + 8 + n
+b[at:at + 4] = struct.pack('<f', float('nan'))
+open('nan.b158', 'wb').write(b)
+PROGRAM
+    expect 4 'no finite probability' eval nan.b158 --data text.txt
+fi
+
 # ---- train
 expect 0 '' train card.json --data text.txt --validation text.txt --out 'run 1' --tokens 2K --threads 2 -o json
 json out "d['finished'] and d['tokens'] >= 2000 and d['validation_bits_per_byte'] > 0"
@@ -248,6 +271,12 @@ kill -TERM $pid
 wait $pid
 [ $? -eq 130 ] && ok || bad 'a stopped training did not end with 130'
 [ -s 'run 4/model.b158' ] && ok || bad 'a stopped training saved no model'
+# one byte of the checkpoint changed
+size=$(wc -c <'run 4/checkpoint.safetensors')
+tail -c 5000 'run 4/checkpoint.safetensors' | head -c 1 >byte
+[ "$(od -An -tx1 byte)" = ' 00' ] && printf '\001' >byte || printf '\000' >byte
+dd if=byte of='run 4/checkpoint.safetensors' bs=1 seek=$((size - 5000)) conv=notrunc 2>/dev/null
+expect 4 'do not have the hash' train card.json --data text.txt --out 'run 4' --tokens 400M --resume
 
 # ---- layers
 expect 3 'gd' layer test gdd

@@ -389,8 +389,6 @@ static void mistakes_small(void **state) {
          "card.json:7: training.phases.0.stages.0: expected [integer, text] or [integer, integer, number], got [1, 2]"},
         {"\"vocab_size\": 258", "\"vocab_size\": 258, \"training\": {\"phases\": [{\"seq_len\": 9000}]}",
          "card.json: training.phases.0.batch_tokens: 4096, less than one segment of seq_len 9000"},
-        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"training\": {\"phases\": [{\"micro_tokens\": 8}]}",
-         "card.json:7: training.phases.0.micro_tokens: 8; expected 0 (chosen) or seq_len..batch_tokens: 256..4096"},
         {"\"vocab_size\": 258",
          "\"vocab_size\": 258, \"training\": {\"phases\": [{\"warmup_steps\": 100, \"tokens\": \"0.4M\"}]}",
          "card.json:7: training.phases.0.warmup_steps: 100 steps of 4096 tokens are the whole budget of 400000 tokens "

@@ -94,8 +94,9 @@ typedef struct chm_writer {
 int chm_writer_open(chm_writer *w, const char *path);
 int chm_writer_write(chm_writer *w, const void *data, size_t bytes);
 int chm_writer_commit(chm_writer *w);
-void chm_writer_abandon(chm_writer *w);   /* fine after commit */
-int chm_make_directory(const char *path); /* with parents; existing is fine */
+void chm_writer_abandon(chm_writer *w);           /* fine after commit */
+bool chm_same_file(const char *a, const char *b); /* both exist and are one file, links followed */
+int chm_make_directory(const char *path);         /* with parents; existing is fine */
 
 /* ---- time ---- */
 double chm_now(void);        /* monotonic seconds */

@@ -43,7 +43,7 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t tokens;       /* default budget */
     int64_t seq_len;      /* rows of one segment */
     int64_t batch_tokens; /* rows of one optimiser step */
-    int64_t micro_tokens; /* rows run at once (gradients accumulate); 0: chosen */
+    int64_t micro_tokens; /* most rows run at once (gradients accumulate); 0: chosen */
     int64_t carry;        /* segments a stream reads in a row with its state carried, before it jumps; 1: none */
     double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
     enum chm_schedule schedule;

@@ -612,16 +612,12 @@ static void check_efla(chm_card *card) {
 
 static void check_phase(chm_card *card, const chm_value *phase) {
     chm_value *length = phase_value(phase, "seq_len"), *batch = phase_value(phase, "batch_tokens");
-    chm_value *micro = phase_value(phase, "micro_tokens"), *warmup = phase_value(phase, "warmup_steps");
+    chm_value *warmup = phase_value(phase, "warmup_steps");
     int64_t rows = phase_whole(phase, "seq_len"), tokens = phase_whole(phase, "batch_tokens"), longest;
-    int64_t at_once = phase_whole(phase, "micro_tokens"), budget = phase_whole(phase, "tokens");
-    int64_t steps = phase_whole(phase, "warmup_steps");
+    int64_t budget = phase_whole(phase, "tokens"), steps = phase_whole(phase, "warmup_steps");
     if (length && batch && tokens < rows)
         chm_card_problem(card, batch, "%lld, less than one segment of seq_len %lld", (long long)tokens,
                          (long long)rows);
-    if (micro && at_once > 0 && length && batch && (at_once < rows || at_once > tokens))
-        chm_card_problem(card, micro, "%lld; expected 0 (chosen) or seq_len..batch_tokens: %lld..%lld",
-                         (long long)at_once, (long long)rows, (long long)tokens);
     if (length && whole(card, "max_position_embeddings", &longest) && rows > longest)
         chm_card_problem(card, length, "%lld, more than max_position_embeddings, which is %lld", (long long)rows,
                          (long long)longest);

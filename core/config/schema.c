@@ -373,7 +373,7 @@ static const struct chm_schema_row rows[] = {
     INT("training.phases.pretrain.seq_len", "256", 1, 1048576, "Tokens of one segment."),
     INT("training.phases.pretrain.batch_tokens", "4096", 1, 1e9, "Tokens of one optimiser step."),
     INT("training.phases.pretrain.micro_tokens", "0", 0, 1e9,
-        "Tokens run at once, gradients accumulate; 0: chosen here."),
+        "Most tokens run at once, in whole segments and at least one; gradients accumulate. 0: chosen here."),
     INT("training.phases.pretrain.carry_segments", "1", 1, 1e9,
         "Segments a stream reads in a row, its state carried, before it jumps; 1: none."),
     ENUM("training.phases.pretrain.optimizer", "AdamW", "AdamW", "Optimiser (arXiv:1711.05101)."),

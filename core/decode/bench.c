@@ -174,7 +174,7 @@ static int write_report(const chm_runtime *r, const chm_model *m, const bench_ro
         fprintf(out, ",\n  \"threads\": %d,\n  \"repeats\": %d,\n", r->threads, repeats);
         fprintf(out, "  \"read_bytes_per_second\": %.6g,\n  \"read_buffer_bytes\": %zu,\n", bandwidth, buffer);
         fprintf(out, "  \"state_bytes\": %zu,\n  \"kernels\": ", m->layout.bytes);
-        write_kernels(r, false, out);
+        write_kernels(r, true, out);
         fputs(",\n  \"rows\": [", out);
         for (int i = 0; i < count; i++) {
             fprintf(out,

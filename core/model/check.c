@@ -146,6 +146,14 @@ typedef struct check_report {
 } check_report;
 
 /* Whether the model could be built: asked of the very code that would. */
+/* Whether the card's tokenizer is there and opens. */
+static int check_tokenizer(const chm_runtime *r, const chm_card *card) {
+    chm_tokenizer tokenizer = {0};
+    const int status = chm_tokenizer_open(&tokenizer, &r->registry, card);
+    chm_tokenizer_close(&tokenizer);
+    return status;
+}
+
 static int find_obstacle(const chm_runtime *r, const char *path, const struct chm_card_options *options,
                          check_report *c) {
     chm_card *card = NULL;
@@ -153,6 +161,7 @@ static int find_obstacle(const chm_runtime *r, const char *path, const struct ch
     int status = chm_card_load(path, options, &card);
     if (status != CHM_OK) return status;
     status = chm_model_create(card, &r->registry, &m);
+    if (status == CHM_OK) status = check_tokenizer(r, m->card);
     chm_model_destroy(m);
     if (status == CHM_E_MEMORY) return status;
     if (status != CHM_OK) chm_string_add(&c->obstacle, "%s", chm_error());
@@ -367,8 +376,14 @@ int chm_init_model(chm_runtime *r, const char *path, const chm_overlay *overlay,
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
+    if (chm_same_file(path, out))
+        return chm_fail(CHM_E_CONFIG, "%s: the model would replace the card it is made of; give it another name", out);
     if ((status = chm_card_load(path, &options, &card)) != CHM_OK) return status;
     if ((status = chm_model_create(card, &r->registry, &m)) != CHM_OK) return chm_fail_prefix(status, "%s", path);
+    if ((status = check_tokenizer(r, m->card)) != CHM_OK) {
+        chm_fail_prefix(status, "%s", path);
+        goto out;
+    }
     if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
     if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
     if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;

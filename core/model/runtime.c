@@ -84,8 +84,9 @@ int chm_runtime_threads(const chm_runtime *r) { return r->threads; }
 char *chm_kernels_used(chm_runtime *r) {
     chm_string s = {0};
     for (size_t i = 0; i < r->kernels.slots; i++)
-        chm_string_add(&s, "%s%s=%s", i ? " " : "", r->kernels.slot[i],
-                       r->kernels.backend[i] ? r->kernels.backend[i] : "none");
+        if (r->kernels.exact[i])
+            chm_string_add(&s, "%s%s=%s", s.length ? " " : "", r->kernels.slot[i],
+                           r->kernels.backend[i] ? r->kernels.backend[i] : "none");
     if (s.failed || s.text == NULL) {
         chm_string_finish(&s);
         chm_fail(CHM_E_MEMORY, "out of memory while naming the kernels");

@@ -1,5 +1,6 @@
 /* checkpoint.c: everything a run needs to go on, in one safetensors file written atomically. */
 #include "train/trainer.h"
+#include "model/b158.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -110,6 +111,11 @@ int chm_train_checkpoint_save(chm_trainer *t) {
         s->data = (const uint8_t *)position;
         s->bytes = (uint64_t)streams * sizeof *position;
     }
+    uint64_t hash = 0;
+    for (int i = 0; i < count; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
+    snprintf(field[metas], FIELD, "%016" PRIx64, hash);
+    key[metas] = "hash", value[metas] = field[metas];
+    metas++;
     key[metas] = "schema", value[metas++] = schema;
     key[metas] = "version", value[metas++] = chm_version();
     key[metas] = "card", value[metas++] = t->card;
@@ -252,6 +258,19 @@ int chm_train_checkpoint_load(chm_trainer *t) {
     const char *text = chm_safetensors_meta(file, "schema");
     if (text == NULL || strcmp(text, schema) != 0) {
         status = chm_fail(CHM_E_DATA, "%s: is %s, not a %s", t->checkpoint_path, text ? text : "no checkpoint", schema);
+        goto out;
+    }
+    uint64_t hash = 0;
+    for (int i = 0; i < file->count; i++)
+        if (!chm_b158_is_padding(file->tensor[i].name))
+            hash = chm_hash64_seed(file->tensor[i].data, file->tensor[i].bytes, hash);
+    snprintf(name, sizeof name, "%016" PRIx64, hash);
+    text = chm_safetensors_meta(file, "hash");
+    if (text == NULL || strcmp(text, name) != 0) {
+        status = chm_fail(CHM_E_DATA,
+                          "%s: its contents do not have the hash that was written with them: the file is "
+                          "damaged; begin again in another --out",
+                          t->checkpoint_path);
         goto out;
     }
     if ((status = compare_cards(t, chm_safetensors_meta(file, "card"))) != CHM_OK) goto out;

@@ -57,6 +57,11 @@ static int score_file(const chm_score_request *q, chm_context *context, chm_stre
         for (int64_t r = 0; q->logits != NULL && r < n; r++)
             if (fwrite(logits->data + r * logits->width, sizeof(float), (size_t)vocab, q->logits) != (size_t)vocab)
                 return chm_fail(CHM_E_DATA, "cannot write logits: %s", strerror(errno));
+        if (!isfinite(total->nats))
+            return chm_fail(CHM_E_DATA,
+                            "%s: token %lld has no finite probability: the model is damaged or its training diverged "
+                            "(chimera inspect --verify says which)",
+                            text->path, (long long)at);
         total->tokens += n;
         at += n;
         stream->position = at;
@@ -137,6 +142,13 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
                         (long long)options->split, (long long)options->limit_bytes);
     const double start = chm_now();
     if ((status = chm_tokenizer_open(&tokenizer, &r->registry, m->card)) != CHM_OK) return status;
+    for (uint32_t i = 0; options->logits != NULL && i <= options->data_count; i++) {
+        const char *input = i < options->data_count ? options->data[i] : m->path;
+        if (!input || !chm_same_file(options->logits, input)) continue;
+        status = chm_fail(CHM_E_CONFIG, "%s: the logits would replace %s, which is read; give them another name",
+                          options->logits, i < options->data_count ? "the data" : "the model");
+        goto out;
+    }
     if (options->logits != NULL && (status = chm_writer_open(&logits, options->logits)) != CHM_OK) goto out;
     const chm_score_request request = {
         .model = m,

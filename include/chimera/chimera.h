@@ -188,7 +188,7 @@ typedef struct chm_eval_result {
     double seconds, tokens_per_second;
 } chm_eval_result;
 CHM_PUBLIC int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result);
-/* The kernels that run, as "slot=backend ..." ; free with chm_text_free. */
+/* The kernels that inference runs, as "slot=backend ..." ; free with chm_text_free. */
 CHM_PUBLIC char *chm_kernels_used(chm_runtime *r);
 CHM_PUBLIC void chm_text_free(char *text);
 
