@@ -129,11 +129,12 @@ typedef struct bench_row {
     double rate, slowest, fastest, bytes, fraction;
 } bench_row;
 
-static void write_kernels(const chm_runtime *r, bool exact_only, FILE *out) {
+/* Those that inference runs. */
+static void write_kernels(const chm_runtime *r, FILE *out) {
     bool first = true;
     putc('{', out);
     for (size_t i = 0; i < r->kernels.slots; i++) {
-        if (exact_only && !r->kernels.exact[i]) continue;
+        if (!r->kernels.exact[i]) continue;
         if (!first) fputs(", ", out);
         first = false;
         chm_json_string(out, r->kernels.slot[i]);
@@ -143,7 +144,7 @@ static void write_kernels(const chm_runtime *r, bool exact_only, FILE *out) {
     putc('}', out);
 }
 
-static int write_report(const chm_runtime *r, const chm_model *m, const bench_row *rows, int count, int repeats,
+static int write_report(chm_runtime *r, const chm_model *m, const bench_row *rows, int count, int repeats,
                         double bandwidth, size_t buffer, chm_output format, FILE *out) {
     chm_table t;
     chm_table_init(&t);
@@ -156,25 +157,19 @@ static int write_report(const chm_runtime *r, const chm_model *m, const bench_ro
     chm_table_column(&t, "#bandwidth_fraction");
     /* a file of one table has no other place for them; elsewhere they stand below */
     if (format == CHM_OUTPUT_CSV) chm_table_column(&t, "kernels");
-    const char *used = NULL;
     int status = CHM_OK;
-    chm_string kernels = {0};
-    for (size_t i = 0; i < r->kernels.slots; i++)
-        if (r->kernels.exact[i])
-            chm_string_add(&kernels, "%s%s=%s", kernels.length ? " " : "", r->kernels.slot[i],
-                           r->kernels.backend[i] ? r->kernels.backend[i] : "none");
-    if (kernels.failed || kernels.text == NULL) {
-        status = chm_fail(CHM_E_MEMORY, "out of memory while writing the report");
+    char *used = chm_kernels_used(r);
+    if (used == NULL) {
+        status = CHM_E_MEMORY;
         goto out;
     }
-    used = kernels.text;
     if (format == CHM_OUTPUT_JSON) {
         fputs("{\n  \"schema_version\": 1,\n  \"model\": ", out);
         chm_json_string(out, m->path ? m->path : "");
         fprintf(out, ",\n  \"threads\": %d,\n  \"repeats\": %d,\n", r->threads, repeats);
         fprintf(out, "  \"read_bytes_per_second\": %.6g,\n  \"read_buffer_bytes\": %zu,\n", bandwidth, buffer);
         fprintf(out, "  \"state_bytes\": %zu,\n  \"kernels\": ", m->layout.bytes);
-        write_kernels(r, true, out);
+        write_kernels(r, out);
         fputs(",\n  \"rows\": [", out);
         for (int i = 0; i < count; i++) {
             fprintf(out,
@@ -182,7 +177,7 @@ static int write_report(const chm_runtime *r, const chm_model *m, const bench_ro
                     "\"fastest\": %.6g, \"bytes_per_token\": %.0f, \"bandwidth_fraction\": %.6g, \"kernels\": ",
                     i ? "," : "", rows[i].name, (long long)rows[i].tokens, rows[i].rate, rows[i].slowest,
                     rows[i].fastest, rows[i].bytes, rows[i].fraction);
-            write_kernels(r, true, out);
+            write_kernels(r, out);
             putc('}', out);
         }
         fputs("\n  ]\n}\n", out);
@@ -205,7 +200,7 @@ static int write_report(const chm_runtime *r, const chm_model *m, const bench_ro
     if (status == CHM_OK) status = chm_report_end(out);
 out:
     chm_table_finish(&t);
-    chm_string_finish(&kernels);
+    chm_text_free(used);
     return status;
 }
 
