@@ -283,6 +283,35 @@ static void schedules(void **state) {
     assert_float_equal(rate(&c, 100, 100, NULL), 0.03, 1e-12);
 }
 
+/* Before the step it names, a longer run has the same rates; from there on, some longer run has others. */
+static void free_steps(void **state) {
+    (void)state;
+    static const int64_t lengths[] = {1, 7, 49, 50, 51, 99, 100, 101, 173};
+    for (int schedule = 0; schedule <= CHM_SCHEDULE_CONSTANT; schedule++) {
+        const chm_train_config c = {.lr = 1,
+                                    .min_lr_ratio = 0.1,
+                                    .warmup_steps = 10,
+                                    .decay_fraction = 0.3,
+                                    .stage_split = 0.5,
+                                    .stage2_lr = 0.3,
+                                    .schedule = schedule};
+        for (size_t i = 0; i < CHM_ARRAY_COUNT(lengths); i++) {
+            const int64_t steps = lengths[i], settled = chm_schedule_free(&c, steps);
+            assert_in_range(settled, 0, steps);
+            bool differs = settled == steps;
+            for (int64_t longer = steps; longer < 3 * steps; longer++) {
+                for (int64_t s = 0; s < settled; s++)
+                    assert_float_equal(rate(&c, s, steps, NULL), rate(&c, s, longer, NULL), 0);
+                assert_true(chm_schedule_free(&c, longer) >= settled);
+                /* a cosine begins at the peak whatever its length */
+                for (int64_t s = settled; s < CHM_MIN(settled + 2, steps); s++)
+                    differs = differs || rate(&c, s, steps, NULL) != rate(&c, s, longer, NULL);
+            }
+            assert_true(differs || steps < 5);
+        }
+    }
+}
+
 /* ---- text ---- */
 
 /* A tokenizer whose tokens depend on their neighbours: two equal bytes are one token, though never newlines. */
@@ -575,9 +604,11 @@ static void threads(void **state) {
 static void budget_in_seconds(void **state) {
     (void)state;
     chm_train_result result, again;
-    plan p = {.out = in_folder("seconds"), .seconds = 1, .stop_at = -1};
+    static const char *const line[] = {"training.phases.pretrain.schedule=linear",
+                                       "training.phases.pretrain.warmup_steps=0"};
+    plan p = {.out = in_folder("seconds"), .seconds = 1, .stop_at = -1, .set = line, .sets = 2};
     must(train(&p, &result));
-    assert_int_equal(logged(in_folder("seconds"), "start", "steps"), result.steps);
+    assert_int_equal(logged(in_folder("seconds"), "budget", "steps"), result.steps);
     assert_non_null(strstr(last.said, "is the same run"));
     /* the calibration left no trace, and the number it found is the run */
     p.out = in_folder("tokens");
@@ -594,7 +625,7 @@ static void budget_in_seconds(void **state) {
     p.validation = in_folder("held.txt");
     p.stop_at = 0; /* a slow machine may have budgeted one step only */
     refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
-    const int64_t steps = (int64_t)logged(in_folder("seconds"), "start", "steps");
+    const int64_t steps = (int64_t)logged(in_folder("seconds"), "budget", "steps");
     p.resume = true;
     p.seconds = 1000;
     p.stop_at = -1;
@@ -605,6 +636,35 @@ static void budget_in_seconds(void **state) {
     refused(train(&p, &result), CHM_E_CONFIG, "begun for");
     p.seconds = 1;
     refused(train(&p, &result), CHM_E_CONFIG, "give one of them");
+}
+
+/* A schedule that is flat at first leaves the number open until it falls; what was trained by then stands. */
+static void budget_settled_late(void **state) {
+    (void)state;
+    static const char *const flat[] = {
+        "training.phases.pretrain.schedule=wsd", "training.phases.pretrain.decay_fraction=0.5",
+        "training.phases.pretrain.warmup_steps=0", "training.phases.pretrain.carry_segments=1"};
+    chm_train_result result, again;
+    plan p = {.out = in_folder("late"), .seconds = 2, .stop_at = 1, .set = flat, .sets = 4};
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    assert_non_null(strstr(last.said, "the number is settled near step"));
+    assert_null(strstr(last.said, "is the same run"));
+    p.resume = true;
+    p.seconds = 0;
+    p.tokens = 256;
+    refused(train(&p, &again), CHM_E_CONFIG, "begun for 2 s");
+    p.tokens = 0;
+    p.stop_at = -1;
+    must(train(&p, &result));
+    assert_non_null(strstr(last.said, "is the same run"));
+    assert_int_equal(logged(in_folder("late"), "budget", "steps"), result.steps);
+    assert_true(logged(in_folder("late"), "budget", "step") >= 1);
+    assert_int_equal(logged(in_folder("late"), "end", "step"), result.steps);
+    p.out = in_folder("early");
+    p.resume = false;
+    p.tokens = result.tokens;
+    must(train(&p, &again));
+    same_files(in_folder("late/model.b158"), in_folder("early/model.b158"));
 }
 
 static void refused_runs(void **state) {
@@ -807,11 +867,14 @@ static void out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schedules),       cmocka_unit_test(text_in_pieces), cmocka_unit_test(refused_files),
-        cmocka_unit_test(corpora),         cmocka_unit_test(order_of_data),  cmocka_unit_test(learns),
-        cmocka_unit_test(stop_and_resume), cmocka_unit_test(threads),        cmocka_unit_test(budget_in_seconds),
-        cmocka_unit_test(refused_runs),    cmocka_unit_test(not_finite),     cmocka_unit_test(memory_and_forecast),
-        cmocka_unit_test(evaluation),      cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(schedules),         cmocka_unit_test(text_in_pieces),
+        cmocka_unit_test(refused_files),     cmocka_unit_test(corpora),
+        cmocka_unit_test(order_of_data),     cmocka_unit_test(learns),
+        cmocka_unit_test(stop_and_resume),   cmocka_unit_test(threads),
+        cmocka_unit_test(budget_in_seconds), cmocka_unit_test(budget_settled_late),
+        cmocka_unit_test(free_steps),        cmocka_unit_test(refused_runs),
+        cmocka_unit_test(not_finite),        cmocka_unit_test(memory_and_forecast),
+        cmocka_unit_test(evaluation),        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests_name("train", tests, set_up, tear_down);
 }

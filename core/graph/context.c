@@ -57,18 +57,36 @@ chm_node *chm_record(chm_context *c, chm_tensor *out, chm_tensor *const *in, int
     return n;
 }
 
+void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg) {
+    /* Waking a worker costs a few microseconds; below about twenty it is cheaper to stay alone. Which way is taken
+     * changes nothing in the result. Pieces keep their size, since a body may keep partial sums per piece. */
+    if (!c->pool || chm_pool_threads(c->pool) == 1 || (double)count * cost < 20000.0) {
+        for (int64_t i = 0; i < count; i += grain) body(arg, i, CHM_MIN(i + grain, count), 0);
+        return;
+    }
+    chm_parallel(c->pool, count, grain, body, arg);
+}
+
+static void zero_floats(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    memset((float *)arg + begin, 0, (size_t)(end - begin) * sizeof(float));
+}
+
 float *chm_grad(chm_context *c, chm_tensor *t) {
     if (!(t->flags & CHM_TENSOR_GRAD)) return NULL;
     if (t->grad) return t->grad;
-    const size_t bytes = (size_t)(t->rows * t->width) * sizeof(float);
-    for (chm_spare **at = &c->spare; *at; at = &(*at)->next)
-        if ((*at)->bytes == bytes) {
-            t->grad = (float *)(void *)*at;
-            *at = (*at)->next;
-            memset(t->grad, 0, bytes);
-            return t->grad;
-        }
-    t->grad = chm_take_zero(c, bytes);
+    const int64_t count = t->rows * t->width;
+    const size_t bytes = (size_t)count * sizeof(float);
+    chm_spare **at = &c->spare;
+    while (*at && (*at)->bytes != bytes) at = &(*at)->next;
+    if (*at) {
+        t->grad = (float *)(void *)*at;
+        *at = (*at)->next;
+    } else {
+        t->grad = chm_take(c, bytes);
+    }
+    /* together: left to one thread, clearing was the longest that the others waited for */
+    if (t->grad) chm_spread(c, count, 16384, 0.25, zero_floats, t->grad);
     return t->grad;
 }
 
@@ -96,16 +114,6 @@ int chm_need_scratch(chm_context *c, size_t bytes) {
     }
     c->scratch_bytes = bytes;
     return CHM_OK;
-}
-
-void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg) {
-    /* Waking a worker costs a few microseconds; below about twenty it is cheaper to stay alone. Which way is taken
-     * changes nothing in the result. Pieces keep their size, since a body may keep partial sums per piece. */
-    if (!c->pool || chm_pool_threads(c->pool) == 1 || (double)count * cost < 20000.0) {
-        for (int64_t i = 0; i < count; i += grain) body(arg, i, CHM_MIN(i + grain, count), 0);
-        return;
-    }
-    chm_parallel(c->pool, count, grain, body, arg);
 }
 
 int chm_context_create(const struct chm_kernels *kernels, chm_pool *pool, const chm_state_layout *layout,

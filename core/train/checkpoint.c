@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char schema[] = "chimera-checkpoint-1";
+static const char schema[] = "chimera-checkpoint-2";
 
 /* Numbers of the run state, by name, so that saving and loading cannot drift apart. */
 struct integer_field {
@@ -17,13 +17,10 @@ struct integer_field {
     size_t offset;
 };
 static const struct integer_field integers[] = {
-    {"step", offsetof(chm_run_state, step)},
-    {"steps", offsetof(chm_run_state, steps)},
-    {"applied", offsetof(chm_run_state, applied)},
-    {"skipped", offsetof(chm_run_state, skipped)},
-    {"skipped_in_a_row", offsetof(chm_run_state, skipped_in_a_row)},
-    {"log_bytes", offsetof(chm_run_state, log_bytes)},
-    {"loss_targets", offsetof(chm_run_state, loss_targets)},
+    {"step", offsetof(chm_run_state, step)},           {"steps", offsetof(chm_run_state, steps)},
+    {"settled", offsetof(chm_run_state, settled)},     {"applied", offsetof(chm_run_state, applied)},
+    {"skipped", offsetof(chm_run_state, skipped)},     {"skipped_in_a_row", offsetof(chm_run_state, skipped_in_a_row)},
+    {"log_bytes", offsetof(chm_run_state, log_bytes)}, {"loss_targets", offsetof(chm_run_state, loss_targets)},
     {"reported", offsetof(chm_run_state, reported)},
 };
 static const struct integer_field reals[] = {
@@ -32,6 +29,8 @@ static const struct integer_field reals[] = {
     {"reported_loss", offsetof(chm_run_state, reported_loss)},
     {"seconds", offsetof(chm_run_state, seconds)},
     {"rate", offsetof(chm_run_state, rate)},
+    {"budget", offsetof(chm_run_state, budget)},
+    {"closing", offsetof(chm_run_state, closing)},
 };
 enum { META_MOST = 8 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
 

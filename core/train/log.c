@@ -90,13 +90,12 @@ static int write_header(chm_trainer *t) {
     snprintf(data, sizeof data, "%016llx", (unsigned long long)t->corpus.hash);
     const int64_t per_step = t->batch.streams * t->batch.rows;
     json_t *header = json_pack(
-        "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event",
-        "start", "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
+        "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event", "start",
+        "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
         "data_files", (json_int_t)t->corpus.documents, "data_bytes", (json_int_t)t->corpus.bytes, "data_tokens",
-        (json_int_t)t->corpus.tokens, "parameters", (json_int_t)parameters, "steps", (json_int_t)t->run.steps,
-        "total_tokens", (json_int_t)(t->run.steps * per_step), "tokens_per_step", (json_int_t)per_step, "rows_per_pass",
-        (json_int_t)(t->micro * t->batch.rows), "carry", (json_int_t)t->batch.carry, "threads", t->runtime->threads,
-        "kernels", kernels);
+        (json_int_t)t->corpus.tokens, "parameters", (json_int_t)parameters, "tokens_per_step", (json_int_t)per_step,
+        "rows_per_pass", (json_int_t)(t->micro * t->batch.rows), "carry", (json_int_t)t->batch.carry, "threads",
+        t->runtime->threads, "kernels", kernels);
     if (header != NULL) text = json_dumps(header, JSON_COMPACT);
     json_decref(header);
     chm_text_free(kernels);
@@ -169,6 +168,15 @@ int chm_train_log_skip(chm_trainer *t) {
                    (long long)t->run.skipped);
     if (t->run.skipped_in_a_row == 1)
         chm_train_message(t, "step %lld skipped: its gradient or loss is not finite", (long long)t->run.step);
+    return finish_line(t, &line);
+}
+
+int chm_train_log_budget(chm_trainer *t) {
+    chm_string line = {0};
+    begin_line(t, &line, "budget");
+    chm_string_add(&line, ",\"steps\":%lld,\"total_tokens\":%lld", (long long)t->run.steps,
+                   (long long)(t->run.steps * t->batch.streams * t->batch.rows));
+    add_number(&line, "seconds", chm_train_seconds(t));
     return finish_line(t, &line);
 }
 

@@ -3,6 +3,21 @@
 
 #include <math.h>
 
+int64_t chm_schedule_free(const chm_train_config *t, int64_t steps) {
+    if (t->warmup_steps > steps / 5) return 0; /* the warm-up itself is cut to the run */
+    switch (t->schedule) {
+    case CHM_SCHEDULE_CONSTANT:
+        return steps;
+    case CHM_SCHEDULE_WSD:
+        return CHM_MAX((int64_t)ceil((double)steps * (1 - t->decay_fraction)), t->warmup_steps);
+    case CHM_SCHEDULE_LINEAR:
+    case CHM_SCHEDULE_COSINE:
+    case CHM_SCHEDULE_TWO_STAGE:
+        break;
+    }
+    return t->warmup_steps;
+}
+
 void chm_schedule_at(const chm_train_config *t, int64_t step, int64_t steps, double *lr, double *weight_decay) {
     const double pi = 3.14159265358979323846;
     const double peak = t->lr, least = t->lr * t->min_lr_ratio;

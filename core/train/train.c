@@ -15,8 +15,9 @@ enum {
     FIRST_VALIDATION = 32768, /* bytes that the validation before training reads */
     LEAST_REPORTS = 50,       /* of a run */
 };
-static const double calibration_share = 0.03; /* of a budget in seconds */
-static const double budget_margin = 0.985;    /* of what is left: better a little early than late */
+/* Of a budget in seconds: the least that its speed is measured over, and what a first look may take. */
+static const double measured_share = 0.03, glance_share = 0.005;
+static const double budget_margin = 0.99; /* of what is left: better a little early than late */
 
 /* ---- putting together ---- */
 
@@ -229,10 +230,41 @@ static int64_t steps_of_tokens(const chm_trainer *t, int64_t tokens) {
     return CHM_MAX((tokens + per_step - 1) / per_step, 1);
 }
 
-/* Measures, settles the number of steps, and says what is going to happen. */
+static void say_budget(const chm_trainer *t) {
+    const long long tokens = (long long)(t->run.steps * t->batch.streams * t->batch.rows);
+    chm_train_message(t, "budget: %.0f s are %lld steps, %lld tokens; --tokens %lld is the same run", t->run.budget,
+                      (long long)t->run.steps, tokens, tokens);
+}
+
+/* How many steps a budget in seconds has room for, those taken included; `each` is the time of one. */
+static int64_t affordable(const chm_trainer *t, double each) {
+    const double left = (t->run.budget - chm_train_seconds(t) - t->run.closing) * budget_margin;
+    const int64_t more = left > each ? (int64_t)(left / each) : 0;
+    return CHM_MAX(t->run.step + more, 1);
+}
+
+/*
+ * Turns a budget in seconds into steps as late as the schedule lets it: the pace of real steps, over as much of the run
+ * as can be, foretells better than any rehearsal. No step taken so far depended on the number.
+ */
+static int settle(chm_trainer *t) {
+    enum { PACE_STEPS = 16 };
+    chm_run_state *r = &t->run;
+    const int64_t here = r->step - t->first_step, per_step = t->batch.streams * t->batch.rows;
+    if (r->settled) return CHM_OK;
+    r->steps =
+        affordable(t, here < PACE_STEPS ? (double)per_step / r->rate : (chm_now() - t->stepping_since) / (double)here);
+    while (chm_schedule_free(t->config, r->steps) < r->step) r->steps++;
+    if (chm_schedule_free(t->config, r->steps) > r->step) return CHM_OK;
+    r->settled = 1;
+    say_budget(t);
+    return chm_train_log_budget(t);
+}
+
+/* Measures, settles the number of steps if it can be now, and says what is going to happen. */
 static int begin(chm_trainer *t) {
     const chm_train_options *o = t->options;
-    double step_seconds = 0, validation_seconds = 0, other = 0;
+    double step_seconds = 0, validation_seconds = 0;
     int status;
     if ((status = chm_model_randomise(t->model, t->config->seed, t->pool)) != CHM_OK) return status;
     chm_score first = {0};
@@ -242,35 +274,46 @@ static int begin(chm_trainer *t) {
             return status;
         validation_seconds = (chm_now() - begun) * (double)first.total_bytes / (double)first.bytes;
     }
-    if ((status = chm_train_calibrate(t, o->seconds * calibration_share, &step_seconds)) != CHM_OK) return status;
+    if ((status = chm_train_calibrate(t, o->seconds * glance_share, &step_seconds)) != CHM_OK) return status;
     const int64_t per_step = t->batch.streams * t->batch.rows;
-    t->run.rate = (double)per_step / step_seconds;
+    t->run.budget = o->seconds;
+    t->run.settled = o->seconds == 0;
     t->run.reported_loss = NAN;
     t->run.gradient_norm = NAN;
-    if (o->seconds == 0) t->run.steps = steps_of_tokens(t, o->tokens > 0 ? o->tokens : t->config->tokens);
+    t->run.steps = steps_of_tokens(t, o->tokens > 0 ? o->tokens : t->config->tokens);
     if (!o->dry_run) {
         /* What a checkpoint costs is part of the budget. Killed before the budget is settled, this one says 0 steps. */
         if ((status = save(t)) != CHM_OK) return status;
     }
-    other = validation_seconds + 2 * t->checkpoint_cost; /* the one below and the last */
+    t->run.closing = validation_seconds + t->checkpoint_cost;
     if (o->seconds > 0) {
-        const double left = (o->seconds - (chm_now() - t->started) - other) * budget_margin;
-        const double each = step_seconds * (1 + t->checkpoint_cost / checkpoint_interval(t));
-        t->run.steps = left > each ? (int64_t)(left / each) : 1;
-        chm_train_message(
-            t, "calibration: %.3f s a step, so %.0f s are %lld steps, %lld tokens; --tokens %lld is the same run",
-            step_seconds, o->seconds, (long long)t->run.steps, (long long)(t->run.steps * per_step),
-            (long long)(t->run.steps * per_step));
-        if (left <= each)
-            chm_train_message(t, "the budget of %.0f s has room for no more than one step of %.1f s", o->seconds,
-                              step_seconds);
+        t->run.steps = affordable(t, step_seconds);
+        const int64_t free_steps = chm_schedule_free(t->config, t->run.steps);
+        t->run.settled = (double)free_steps * step_seconds < o->seconds * measured_share;
+        if (t->run.settled) {
+            status = chm_train_calibrate(t, o->seconds * measured_share, &step_seconds);
+            if (status != CHM_OK) return status;
+            t->run.closing += t->checkpoint_cost; /* of the checkpoint below */
+            t->run.steps = affordable(t, step_seconds * (1 + t->checkpoint_cost / checkpoint_interval(t)));
+            say_budget(t);
+            if (t->run.steps == 1)
+                chm_train_message(t, "the budget of %.0f s has room for no more than one step of %.1f s", o->seconds,
+                                  step_seconds);
+        } else {
+            chm_train_message(t,
+                              "budget: %.0f s are about %lld steps; the number is settled near step %lld, before which "
+                              "no learning rate depends on it",
+                              o->seconds, (long long)t->run.steps, (long long)free_steps);
+        }
     }
-    chm_train_forecast(t, step_seconds, other + chm_now() - t->started);
+    t->run.rate = (double)per_step / step_seconds;
+    chm_train_forecast(t, step_seconds, t->run.closing + chm_now() - t->started);
     if (o->dry_run) return CHM_OK;
     if ((status = write_card(t)) != CHM_OK) return status;
     if ((status = chm_train_log_open(t, false)) != CHM_OK) return status;
+    if (t->run.settled && (status = chm_train_log_budget(t)) != CHM_OK) return status;
     if (o->validation_count > 0 && (status = chm_train_log_validation(t, &first)) != CHM_OK) return status;
-    /* the frozen budget is on disk before the first step */
+    /* the budget is on disk before the first step */
     return chm_train_checkpoint_save(t);
 }
 
@@ -278,14 +321,18 @@ static int go_on(chm_trainer *t) {
     int status = chm_train_checkpoint_load(t);
     if (status != CHM_OK) return status;
     if (t->run.steps == 0) return begin(t); /* it ended before its budget was settled */
+    if (t->options->tokens > 0 && !t->run.settled)
+        return chm_fail(CHM_E_CONFIG,
+                        "%s: this run was begun for %.0f s; resume it without --tokens, or begin another --out",
+                        t->options->out, t->run.budget);
     if (t->options->tokens > 0 && steps_of_tokens(t, t->options->tokens) != t->run.steps)
         return chm_fail(CHM_E_CONFIG,
                         "%s: this run was begun for %lld tokens, which its learning rates follow; resume it without "
                         "--tokens, or begin another --out",
                         t->options->out, (long long)(t->run.steps * t->batch.streams * t->batch.rows));
     t->resumed_seconds = t->run.seconds;
-    chm_train_message(t, "resuming %s at step %lld of %lld", t->options->out, (long long)t->run.step,
-                      (long long)t->run.steps);
+    chm_train_message(t, "resuming %s at step %lld of %s%lld", t->options->out, (long long)t->run.step,
+                      t->run.settled ? "" : "about ", (long long)t->run.steps);
     return chm_train_log_open(t, true);
 }
 
@@ -297,10 +344,10 @@ static int run(chm_trainer *t) {
         CHM_MAX(CHM_MIN(t->config->report_interval_tokens, r->steps * per_step / LEAST_REPORTS), 1);
     double saved_at = chm_now(), lr = 0, unused;
     int status;
-    t->last_report_at = saved_at;
-    t->last_report_step = r->step;
+    t->last_report_at = t->stepping_since = saved_at;
+    t->last_report_step = t->first_step = r->step;
     chm_schedule_at(t->config, CHM_MAX(r->step - 1, 0), r->steps, &lr, &unused);
-    while (r->step < r->steps) {
+    while ((status = settle(t)) == CHM_OK && r->step < r->steps) {
         if (stopped(t)) {
             if ((status = save(t)) != CHM_OK) return status;
             return chm_fail(CHM_E_INTERRUPTED,
@@ -316,7 +363,7 @@ static int run(chm_trainer *t) {
                             "grad_clip (now %g)",
                             CHM_MOST_SKIPPED, (long long)r->step, t->checkpoint_path, t->config->lr,
                             t->config->grad_clip);
-        if (r->step * per_step / interval != (r->step - 1) * per_step / interval || r->step == r->steps)
+        if (r->step * per_step / interval != (r->step - 1) * per_step / interval)
             if ((status = chm_train_report(t, lr)) != CHM_OK) return status;
         /* none amid skipped steps: the last good state stays */
         if (chm_now() - saved_at >= checkpoint_interval(t) && r->skipped_in_a_row == 0 && r->step < r->steps) {
@@ -325,7 +372,8 @@ static int run(chm_trainer *t) {
             chm_train_message(t, "checkpoint at step %lld", (long long)r->step);
         }
     }
-    return save(t);
+    if (status == CHM_OK && r->reported < r->step) status = chm_train_report(t, lr);
+    return status == CHM_OK ? save(t) : status;
 }
 
 static int finish(chm_trainer *t, chm_train_result *result) {

@@ -19,7 +19,8 @@ typedef struct chm_piece {
 /* What a checkpoint keeps besides tensors. */
 typedef struct chm_run_state {
     int64_t step;    /* steps done */
-    int64_t steps;   /* of the whole run: the frozen budget */
+    int64_t steps;   /* of the whole run; an estimate until it is settled */
+    int64_t settled; /* whether steps is final */
     int64_t applied; /* steps that moved the weights: the t of Adam */
     int64_t skipped, skipped_in_a_row;
     int64_t log_bytes;    /* length of log.jsonl */
@@ -30,6 +31,8 @@ typedef struct chm_run_state {
     double reported_loss; /* nats per token of the last report; NaN: none yet */
     double seconds;       /* wall time of all sessions up to this checkpoint */
     double rate;          /* tokens per second of the calibration */
+    double budget;        /* in seconds, over all sessions; 0: the run is of a number of tokens */
+    double closing;       /* seconds that the last validation and checkpoint take */
 } chm_run_state;
 
 typedef struct chm_trainer {
@@ -62,6 +65,8 @@ typedef struct chm_trainer {
     double last_report_at;
     int64_t last_report_step;
     double checkpoint_cost; /* seconds that writing one takes */
+    double stepping_since;  /* chm_now() when this session's steps began */
+    int64_t first_step;     /* and which that was */
 
     char *log_path, *checkpoint_path, *model_path, *card_path;
     FILE *log;
@@ -75,6 +80,7 @@ int chm_train_log_open(chm_trainer *t, bool resume);
 int chm_train_log_line(chm_trainer *t, const chm_string *line); /* adds the newline, flushes */
 int chm_train_report(chm_trainer *t, double lr);
 int chm_train_log_skip(chm_trainer *t);
+int chm_train_log_budget(chm_trainer *t);
 int chm_train_log_validation(chm_trainer *t, const chm_score *score);
 int chm_train_log_end(chm_trainer *t);
 double chm_train_bits_per_byte(const chm_trainer *t, double nats_per_token);
