@@ -441,6 +441,8 @@ static void reads_counts(void **state) {
 /* Backends made here: their "kernels" are never called, only told apart. */
 static void k_scalar(enum chm_unary op, const float *x, int64_t n, float *y) { (void)op, (void)x, (void)n, (void)y; }
 static void k_fast(enum chm_unary op, const float *x, int64_t n, float *y) { (void)op, (void)x, (void)n, (void)y; }
+static void k_wide(enum chm_unary op, const float *x, int64_t n, float *y) { (void)op, (void)x, (void)n, (void)y; }
+static void k_high(enum chm_unary op, const float *x, int64_t n, float *y) { (void)op, (void)x, (void)n, (void)y; }
 static void s_scalar(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                      int64_t ldb, float beta, float *c, int64_t ldc) {
     (void)ta, (void)tb, (void)m, (void)n, (void)k, (void)a, (void)lda, (void)b, (void)ldb, (void)beta, (void)c,
@@ -613,6 +615,110 @@ static void pretends_that_features_are_missing(void **state) {
     assert_string_equal(names, "");
 }
 
+static void masks_features_by_name(void **state) {
+    (void)state;
+    uint64_t mask;
+    assert_int_equal(chm_cpu_mask("fma, neon", &mask), CHM_OK); /* fma goes, and with it what has it inside */
+    assert_true(mask & CHM_CPU_FMA && mask & CHM_CPU_AVX512 && mask & CHM_CPU_AVX512_VNNI && mask & CHM_CPU_DOTPROD);
+    assert_false(mask & CHM_CPU_AVX2 || mask & CHM_CPU_F16C);
+    assert_int_equal(chm_cpu_mask("avx512_vnni", &mask), CHM_OK);
+    assert_int_equal(mask, CHM_CPU_AVX512_VNNI);
+    assert_int_equal(chm_cpu_mask("", &mask), CHM_OK);
+    assert_int_equal(mask, 0);
+    assert_int_equal(chm_cpu_mask("all", &mask), CHM_OK);
+    assert_true(mask == ~(uint64_t)0);
+    assert_int_equal(chm_cpu_mask("fma,avx521", &mask), CHM_E_CONFIG);
+    assert_string_equal(chm_error(), "no CPU feature 'avx521' (did you mean 'avx512'?)");
+    assert_int_equal(chm_cpu_mask("mitochondria", &mask), CHM_E_CONFIG);
+    assert_non_null(strstr(chm_error(), "no CPU feature 'mitochondria': there are avx2, fma, "));
+
+    chm_registry all, few;
+    assert_int_equal(chm_registry_init(&all, NULL), CHM_OK);
+    setenv("CHIMERA_CPU_MASK", "avx2 neon", 1);
+    assert_int_equal(chm_registry_init(&few, NULL), CHM_OK);
+    assert_int_equal(few.cpu & ~all.cpu, 0);
+    assert_int_equal(few.cpu & (CHM_CPU_AVX2 | CHM_CPU_AVX_VNNI | CHM_CPU_AVX512 | CHM_CPU_NEON), 0);
+    assert_int_equal(few.cpu & CHM_CPU_FMA, all.cpu & CHM_CPU_FMA);
+    if (all.cpu & CHM_CPU_AVX2) {
+        char *text = report(doctor, &few, CHM_OUTPUT_TEXT, CHM_E_PLUGIN);
+        assert_non_null(strstr(text, "masked, as if this CPU had none of them: avx2"));
+        assert_non_null(strstr(text, "/avx2.so: this CPU lacks avx2"));
+        free(text);
+    }
+    chm_registry_finish(&few);
+    setenv("CHIMERA_CPU_MASK", "avx3", 1);
+    assert_int_equal(chm_registry_init(&few, NULL), CHM_E_CONFIG);
+    assert_string_equal(chm_error(), "CHIMERA_CPU_MASK: no CPU feature 'avx3' (did you mean 'avx2'?)");
+    unsetenv("CHIMERA_CPU_MASK");
+    chm_registry_finish(&all);
+}
+
+static void knows_what_cpus_do_badly(void **state) {
+    (void)state;
+    chm_cpu_weakness w;
+    const chm_cpu_identity skylake_x = {"GenuineIntel", 6, 0x55, 4}, cascade_lake = {"GenuineIntel", 6, 0x55, 7};
+    const chm_cpu_identity zen1 = {"AuthenticAMD", 0x17, 0x01, 1}, zen2 = {"AuthenticAMD", 0x17, 0x31, 0};
+    const chm_cpu_identity zen3 = {"AuthenticAMD", 0x19, 0x01, 1}, other = {"", 6, 0x55, 4};
+    assert_true(chm_cpu_weakness_at(&skylake_x, 0, &w));
+    assert_true(w.avoid & CHM_CPU_AVX512);
+    assert_non_null(strstr(w.sentence, "lower the clock"));
+    assert_false(chm_cpu_weakness_at(&skylake_x, 1, &w));
+    assert_false(chm_cpu_weakness_at(&cascade_lake, 0, &w));
+    assert_true(chm_cpu_weakness_at(&zen1, 1, &w)); /* halves, and PDEP */
+    assert_int_equal(w.avoid, CHM_CPU_BMI2);
+    assert_true(chm_cpu_weakness_at(&zen2, 0, &w));
+    assert_int_equal(w.avoid, CHM_CPU_BMI2);
+    assert_false(chm_cpu_weakness_at(&zen2, 1, &w));
+    assert_false(chm_cpu_weakness_at(&zen3, 0, &w));
+    assert_false(chm_cpu_weakness_at(&other, 0, &w));
+}
+
+/* Levels by what the CPU has; what it does badly goes last, but before scalar, and when it is forced. */
+static void chooses_levels(void **state) {
+    (void)state;
+    chm_kernel_choice c;
+    static const struct chm_backend_level high = {.size = sizeof high,
+                                                  .name = "wide_high",
+                                                  .cpu = CHM_CPU_AVX512_VNNI,
+                                                  .kernels = {.size = sizeof(struct chm_kernels), .unary = k_high}};
+    static const struct chm_backend_level *const levels[] = {&high};
+    static const struct chm_backend_ops wide_ops = {.size = sizeof wide_ops,
+                                                    .rank = 500,
+                                                    .kernels = {.size = sizeof(struct chm_kernels), .unary = k_wide},
+                                                    .level_count = 1,
+                                                    .levels = levels};
+    static const struct chm_plugin wide = {
+        .kind = CHM_KIND_BACKEND, .name = "wide", .cpu = CHM_CPU_AVX512, .ops = &wide_ops};
+    struct chm_plugin_file files[] = {{.path = "/f", .plugin = &fast},
+                                      {.path = "/s", .plugin = &scalar},
+                                      {.path = "/o", .plugin = &blas},
+                                      {.path = "/w", .plugin = &wide}};
+    chm_registry r = {.files = files, .file_count = 4, .cpu = CHM_CPU_AVX512};
+    scalar_ops.kernels.size = sizeof scalar_ops.kernels;
+    assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide");
+    assert_true(c.kernels.unary == k_wide);
+    r.cpu |= CHM_CPU_AVX512_VNNI;
+    assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide_high");
+    assert_true(c.kernels.unary == k_high);
+    assert_string_equal(backend_of(&c, "rmsnorm"), "scalar");
+    assert_int_equal(chm_kernels_choose(&r, "wide", false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide_high");
+
+    r.cpu_avoid = CHM_CPU_AVX512;
+    assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "fast");
+    assert_int_equal(chm_kernels_choose(&r, "wide", false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide_high");
+    r.files++, r.file_count--; /* without the fast one */
+    assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide_high");
+    r.cpu_avoid = CHM_CPU_AVX512_VNNI; /* only the level is bad */
+    assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
+    assert_string_equal(backend_of(&c, "unary"), "wide");
+}
+
 /* Out of memory at any point: a status and nothing lost (the sanitizers look). */
 static void survives_running_out_of_memory(void **state) {
     (void)state;
@@ -648,6 +754,9 @@ int main(void) {
         cmocka_unit_test(chooses_kernels),
         cmocka_unit_test(reports_in_every_format),
         cmocka_unit_test(pretends_that_features_are_missing),
+        cmocka_unit_test(masks_features_by_name),
+        cmocka_unit_test(knows_what_cpus_do_badly),
+        cmocka_unit_test(chooses_levels),
         cmocka_unit_test(survives_running_out_of_memory),
     };
     return cmocka_run_group_tests_name("registry", tests, NULL, NULL);

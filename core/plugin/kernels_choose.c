@@ -46,16 +46,38 @@ _Static_assert(offsetof(struct chm_kernels, reserved_slots) ==
                    offsetof(struct chm_kernels, quantise) + CHM_ARRAY_COUNT(slots) * sizeof(kernel),
                "slots[] and struct chm_kernels differ");
 
-/* The kernel a backend has for a slot; an older one's table may end before it. */
-static kernel slot_of(const struct chm_plugin *p, size_t i) {
-    const struct chm_backend_ops *ops = p->ops;
+/* A kernel, who has it, and what reports call it. */
+struct candidate {
+    kernel run;
+    const char *name;
+    int32_t rank;
+};
+
+/* The kernel of a table for a slot; an older one's may end before it. */
+static kernel in_table(const struct chm_kernels *table, size_t i) {
     kernel k = NULL;
-    if (slots[i].offset + sizeof k <= ops->kernels.size)
-        memcpy(&k, (const char *)&ops->kernels + slots[i].offset, sizeof k);
+    if (slots[i].offset + sizeof k <= table->size) memcpy(&k, (const char *)table + slots[i].offset, sizeof k);
     return k;
 }
 
-static int32_t rank_of(const struct chm_plugin *p) { return ((const struct chm_backend_ops *)p->ops)->rank; }
+/* The lowest rank above scalar's, for what this CPU does badly. */
+enum { LAST_RANK = 1 };
+
+/* What a backend has for a slot: of its levels the first that this CPU can run and does well, then its table. A level
+ * to be avoided is none; a backend to be avoided comes last. */
+static struct candidate slot_of(const chm_registry *r, const struct chm_plugin *p, size_t i) {
+    const struct chm_backend_ops *ops = p->ops;
+    struct candidate c = {NULL, p->name, ops->rank};
+    if ((p->cpu & r->cpu_avoid) && c.rank > LAST_RANK) c.rank = LAST_RANK;
+    const bool levels = ops->size >= sizeof *ops && ops->levels;
+    for (uint32_t l = 0; levels && l < ops->level_count && !c.run; l++) {
+        const struct chm_backend_level *level = ops->levels[l];
+        if ((level->cpu & ~r->cpu) || (level->cpu & ~p->cpu & r->cpu_avoid)) continue;
+        if ((c.run = in_table(&level->kernels, i))) c.name = level->name;
+    }
+    if (!c.run) c.run = in_table(&ops->kernels, i);
+    return c;
+}
 
 static const struct chm_plugin *by_name(const chm_registry *r, const char *name) {
     const struct chm_plugin *p;
@@ -64,10 +86,13 @@ static const struct chm_plugin *by_name(const chm_registry *r, const char *name)
     return NULL;
 }
 
-static const struct chm_plugin *best(const chm_registry *r, size_t slot) {
-    const struct chm_plugin *p, *found = NULL;
-    for (size_t i = 0; (p = chm_registry_at(r, CHM_KIND_BACKEND, i)); i++)
-        if (slot_of(p, slot) && (!found || rank_of(p) > rank_of(found))) found = p;
+static struct candidate best(const chm_registry *r, size_t slot) {
+    const struct chm_plugin *p;
+    struct candidate found = {NULL, NULL, 0};
+    for (size_t i = 0; (p = chm_registry_at(r, CHM_KIND_BACKEND, i)); i++) {
+        const struct candidate c = slot_of(r, p, slot);
+        if (c.run && (!found.run || c.rank > found.rank)) found = c;
+    }
     return found;
 }
 
@@ -90,25 +115,24 @@ int chm_kernels_choose(const chm_registry *r, const char *force, bool require, c
     out->kernels.size = sizeof out->kernels;
     out->slots = CHM_ARRAY_COUNT(slots);
     for (size_t i = 0; i < out->slots; i++) {
-        const struct chm_plugin *p = forced ? forced : best(r, i);
-        if (forced && !slot_of(forced, i)) {
+        struct candidate c = forced ? slot_of(r, forced, i) : best(r, i);
+        if (forced && !c.run) {
             if (require && slots[i].exact)
                 return chm_fail(CHM_E_PLUGIN,
                                 "backend '%s' has no '%s', which --require-backend asks of it: choose another backend "
                                 "or leave --require-backend out",
                                 forced->name, slots[i].name);
-            p = scalar;
-            if (!slots[i].exact && openblas && forced != scalar && slot_of(openblas, i)) p = openblas;
+            if (!slots[i].exact && openblas && forced != scalar) c = slot_of(r, openblas, i);
+            if (!c.run && scalar) c = slot_of(r, scalar, i);
         }
-        if (!p || !slot_of(p, i))
+        if (!c.run)
             return chm_fail(CHM_E_PLUGIN,
                             "no backend here has the kernel '%s': the plugin 'scalar' has all of them; `chimera "
                             "doctor` shows where plugins were looked for",
                             slots[i].name);
-        kernel k = slot_of(p, i);
-        memcpy((char *)&out->kernels + slots[i].offset, &k, sizeof k);
+        memcpy((char *)&out->kernels + slots[i].offset, &c.run, sizeof c.run);
         out->slot[i] = slots[i].name;
-        out->backend[i] = p->name;
+        out->backend[i] = c.name;
         out->exact[i] = slots[i].exact;
     }
     return CHM_OK;

@@ -140,6 +140,24 @@ static int check_ops_size(const struct chm_plugin *p, uint32_t size, size_t leas
                     least);
 }
 
+static int check_levels(const struct chm_plugin *p) {
+    const struct chm_backend_ops *ops = p->ops;
+    if (ops->size < sizeof *ops || ops->level_count == 0) return CHM_OK;
+    if (ops->level_count > 64 || !ops->levels)
+        return chm_fail(CHM_E_PLUGIN, "its backend ops count %u levels and have no list of them", ops->level_count);
+    for (uint32_t i = 0; i < ops->level_count; i++) {
+        const struct chm_backend_level *level = ops->levels[i];
+        if (!level) return chm_fail(CHM_E_PLUGIN, "level %u of its backend ops is missing", i);
+        int status = check_ops_size(p, level->size, sizeof *level);
+        if (!status) status = check_ops_size(p, level->kernels.size, sizeof level->kernels);
+        if (status) return status;
+        if (!level->name || !is_name(level->name, strlen(level->name)))
+            return chm_fail(CHM_E_PLUGIN, "level %u of its backend ops has no name of letters, digits and underscores",
+                            i);
+    }
+    return CHM_OK;
+}
+
 static int check_ops(const struct chm_plugin *p) {
     int status;
     if (!p->ops) return chm_fail(CHM_E_PLUGIN, "its descriptor has no ops");
@@ -163,8 +181,9 @@ static int check_ops(const struct chm_plugin *p) {
     }
     case CHM_KIND_BACKEND: {
         const struct chm_backend_ops *ops = p->ops;
-        if ((status = check_ops_size(p, ops->size, sizeof *ops))) return status;
+        if ((status = check_ops_size(p, ops->size, offsetof(struct chm_backend_ops, level_count)))) return status;
         if ((status = check_ops_size(p, ops->kernels.size, sizeof ops->kernels))) return status;
+        if ((status = check_levels(p))) return status;
         for (size_t at = offsetof(struct chm_kernels, quantise); at < offsetof(struct chm_kernels, reserved_slots);
              at += sizeof(void *)) {
             static const void *const empty = NULL;
@@ -396,9 +415,17 @@ static int search_path(chm_registry *r, const char *path, const char *origin) {
 
 int chm_registry_init(chm_registry *r, const struct chm_registry_options *options) {
     memset(r, 0, sizeof *r);
-    r->cpu = chm_cpu_features();
+    const char *variable = secure_getenv("CHIMERA_CPU_MASK");
+    uint64_t mask = 0;
+    int status = variable ? chm_cpu_mask(variable, &mask) : CHM_OK;
+    if (status) return chm_fail_prefix(status, "CHIMERA_CPU_MASK");
+    r->cpu = chm_cpu_features() & ~mask;
     if (options) r->cpu &= ~options->cpu_mask;
-    int status = search_path(r, options ? options->plugin_path : NULL, "--plugin-path");
+    chm_cpu_identity cpu;
+    chm_cpu_weakness weakness;
+    chm_cpu_identify(&cpu);
+    for (size_t i = 0; chm_cpu_weakness_at(&cpu, i, &weakness); i++) r->cpu_avoid |= weakness.avoid;
+    status = search_path(r, options ? options->plugin_path : NULL, "--plugin-path");
     /* A program that runs with more rights than its caller does not take paths from the caller's environment. */
     if (!status) status = search_path(r, secure_getenv("CHIMERA_PLUGIN_PATH"), "CHIMERA_PLUGIN_PATH");
     const char *build = chm_build_tree_plugins();

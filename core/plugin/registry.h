@@ -19,12 +19,13 @@ struct chm_plugin_file {
 typedef struct chm_registry {
     struct chm_plugin_file *files;
     size_t file_count;
-    uint64_t cpu; /* features of this CPU (less those masked) */
+    uint64_t cpu;       /* features of this CPU (less those masked) */
+    uint64_t cpu_avoid; /* of them, those it does badly: a backend that needs one comes after the others */
 } chm_registry;
 
 struct chm_registry_options {
     const char *plugin_path; /* colon-separated; NULL: none. Searched first */
-    uint64_t cpu_mask;       /* features to pretend are missing */
+    uint64_t cpu_mask;       /* features to pretend are missing, besides those CHIMERA_CPU_MASK names */
 };
 
 /* Searches --plugin-path, CHIMERA_PLUGIN_PATH, the build tree (when this library runs from it), the install directory;
@@ -47,6 +48,21 @@ const char *chm_registry_path(const chm_registry *r, const struct chm_plugin *pl
 uint64_t chm_cpu_features(void);
 /* "avx2 fma f16c" into text (at most n bytes) */
 void chm_cpu_names(uint64_t features, char *text, size_t n);
+/* The features that `text` names, as above, commas or spaces between them, or "all"; with each go those that need it
+ * ("avx512" takes avx512_vnni along). An unknown name is CHM_E_CONFIG with the nearest. A mask only removes. */
+int chm_cpu_mask(const char *text, uint64_t *mask);
+
+typedef struct chm_cpu_identity {
+    char vendor[13]; /* "AuthenticAMD"; empty where this program cannot ask */
+    uint32_t family, model, stepping;
+} chm_cpu_identity;
+typedef struct chm_cpu_weakness {
+    uint64_t avoid;       /* features to leave alone where there is a choice; 0: only told */
+    const char *sentence; /* for `chimera doctor` */
+} chm_cpu_weakness;
+void chm_cpu_identify(chm_cpu_identity *out);
+/* The i-th thing that this CPU has and does badly; false past the last. */
+bool chm_cpu_weakness_at(const chm_cpu_identity *cpu, size_t i, chm_cpu_weakness *out);
 
 /* ---- kernels ---- */
 enum { CHM_MAX_SLOTS = 40 };
@@ -54,11 +70,12 @@ typedef struct chm_kernel_choice {
     struct chm_kernels kernels;
     size_t slots;
     const char *slot[CHM_MAX_SLOTS];    /* "ternary_matmul" */
-    const char *backend[CHM_MAX_SLOTS]; /* "avx2" */
+    const char *backend[CHM_MAX_SLOTS]; /* "avx2", or the name of its level: "avx512_vnni" */
     bool exact[CHM_MAX_SLOTS];
 } chm_kernel_choice;
-/* Every slot from the highest ranked backend this CPU can run. `force` (or CHIMERA_BACKEND when NULL) names one
- * backend, whose empty slots fall to scalar (training slots also to openblas when force is not "scalar"); with
+/* Every slot from the highest ranked backend this CPU can run, those that need what it does badly last but scalar; of
+ * a backend's levels the first that has the slot and that the CPU can run. `force` (or CHIMERA_BACKEND when NULL) names
+ * one backend, whose empty slots fall to scalar (training slots also to openblas when force is not "scalar"); with
  * `require` an empty exact slot is an error instead. */
 int chm_kernels_choose(const chm_registry *r, const char *force, bool require, chm_kernel_choice *out);
 

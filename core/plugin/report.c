@@ -137,6 +137,11 @@ static const char *type_name(enum chm_option_type type) {
     return names[type]; /* the registry has checked the type */
 }
 
+/* An older backend's ops end before its levels. */
+static uint32_t level_count(const struct chm_backend_ops *ops) {
+    return ops->size >= sizeof *ops && ops->levels ? ops->level_count : 0;
+}
+
 static json_t *plugin_json(const chm_registry *r, const struct chm_plugin *p) {
     json_t *one = json_object(), *options = json_array();
     put(one, "kind", chm_kind_name((enum chm_kind)p->kind));
@@ -149,8 +154,15 @@ static json_t *plugin_json(const chm_registry *r, const struct chm_plugin *p) {
     put(one, "path", chm_registry_path(r, p));
     json_object_set_new(one, "abi", json_integer(p->abi));
     json_object_set_new(one, "cpu", cpu_json(p->cpu));
-    if (p->kind == CHM_KIND_BACKEND)
-        json_object_set_new(one, "rank", json_integer(((const struct chm_backend_ops *)p->ops)->rank));
+    if (p->kind == CHM_KIND_BACKEND) {
+        const struct chm_backend_ops *ops = p->ops;
+        json_t *levels = json_array();
+        json_object_set_new(one, "rank", json_integer(ops->rank));
+        for (uint32_t i = 0; i < level_count(ops); i++)
+            json_array_append_new(
+                levels, json_pack("{s:s, s:o}", "name", ops->levels[i]->name, "cpu", cpu_json(ops->levels[i]->cpu)));
+        json_object_set_new(one, "levels", levels);
+    }
     for (uint32_t i = 0; i < p->option_count; i++) {
         char accepts[600];
         const struct chm_option *o = &p->options[i];
@@ -203,8 +215,14 @@ static int print_plugin(const chm_registry *r, const struct chm_plugin *p, FILE 
     if (p->aliases && *p->aliases) fprintf(out, "%salso called %s\n", start, p->aliases);
     if (p->section) fprintf(out, "%soptions in card section '%s'\n", start, p->section);
     if (*cpu) fprintf(out, "%sneeds %s\n", start, cpu);
-    if (p->kind == CHM_KIND_BACKEND)
-        fprintf(out, "%srank %d\n", start, (int)((const struct chm_backend_ops *)p->ops)->rank);
+    if (p->kind == CHM_KIND_BACKEND) {
+        const struct chm_backend_ops *ops = p->ops;
+        fprintf(out, "%srank %d\n", start, (int)ops->rank);
+        for (uint32_t i = 0; i < level_count(ops); i++) {
+            chm_cpu_names(ops->levels[i]->cpu, cpu, sizeof cpu);
+            fprintf(out, "%swith %s also %s\n", start, cpu, ops->levels[i]->name);
+        }
+    }
     fprintf(out, "%s%s\n", start, chm_registry_path(r, p));
     if (!p->option_count) {
         fprintf(out, "%sno options\n", start);
@@ -246,6 +264,14 @@ static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, c
     put(report, "version", CHM_VERSION);
     json_object_set_new(report, "cpus", json_integer(chm_cpu_count()));
     json_object_set_new(report, "cpu_features", cpu_json(r->cpu));
+    json_object_set_new(report, "cpu_masked", cpu_json(chm_cpu_features() & ~r->cpu));
+    chm_cpu_identity identity;
+    chm_cpu_weakness weakness;
+    json_t *weaknesses = json_array();
+    chm_cpu_identify(&identity);
+    for (size_t i = 0; chm_cpu_weakness_at(&identity, i, &weakness); i++)
+        json_array_append_new(weaknesses, json_string(weakness.sentence));
+    json_object_set_new(report, "cpu_weaknesses", weaknesses);
     for (size_t i = 0; i < r->file_count; i++) {
         const struct chm_plugin_file *f = &r->files[i];
         json_t *one = json_object();
@@ -320,6 +346,13 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, FI
     chm_cpu_names(r->cpu, cpu, sizeof cpu);
     fprintf(out, "%schimera %s, %d CPU%s, features: %s\n", md ? "# " : "", CHM_VERSION, chm_cpu_count(),
             chm_cpu_count() == 1 ? "" : "s", *cpu ? cpu : "none that a backend uses");
+    chm_cpu_names(chm_cpu_features() & ~r->cpu, cpu, sizeof cpu);
+    if (*cpu) fprintf(out, "%smasked, as if this CPU had none of them: %s\n", md ? "\n" : "", cpu);
+    chm_cpu_identity identity;
+    chm_cpu_weakness weakness;
+    chm_cpu_identify(&identity);
+    for (size_t i = 0; chm_cpu_weakness_at(&identity, i, &weakness); i++)
+        fprintf(out, "%s%s\n", md ? "\n" : "", weakness.sentence);
     fprintf(out, "%sPlugin paths%s", section, after);
     status = print_entries(r, true, out, format);
     if (status) goto out;

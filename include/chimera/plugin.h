@@ -48,6 +48,7 @@ enum chm_cpu {
     CHM_CPU_AVX512_VBMI = 1u << 6,
     CHM_CPU_AVX512_BF16 = 1u << 7,
     CHM_CPU_AMX_INT8 = 1u << 8,
+    CHM_CPU_BMI2 = 1u << 9, /* PDEP, PEXT */
     CHM_CPU_NEON = 1u << 16,
     CHM_CPU_DOTPROD = 1u << 17,
     CHM_CPU_I8MM = 1u << 18,
@@ -235,10 +236,21 @@ static inline size_t chm_delta_scratch(int64_t dk, int64_t dv) {
     return (size_t)(64 * 64 * 8 + 64 * (dk + dv) * 6 + dk * dv * 2 + 64 * 32);
 }
 
+/* Kernels of a backend that need more of the CPU than its descriptor says. */
+struct chm_backend_level {
+    uint32_t size, reserved;
+    const char *name; /* what reports call it: "avx512_vnni" */
+    uint64_t cpu;     /* enum chm_cpu, all of them needed besides the descriptor's */
+    struct chm_kernels kernels;
+};
+
 struct chm_backend_ops {
     uint32_t size;
     int32_t rank; /* higher wins where several fill a slot: scalar 0, avx2 200, avx512 500 */
     struct chm_kernels kernels;
+    /* Best first; a slot is the first level's that has it and that the CPU can run, else the one above. */
+    uint32_t level_count, reserved;
+    const struct chm_backend_level *const *levels;
 };
 
 /* ---- Layers --------------------------------------------------------------------------------------------------------
