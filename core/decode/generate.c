@@ -73,7 +73,10 @@ int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, con
         chm_sampler_mask(&sampler, (int32_t)id);
     const int32_t end = chm_end_of_text(m);
     size_t text_size = 4096;
-    if ((text = chm_alloc(text_size)) == NULL) {
+    chm_utf8 unfinished = {.count = 0};
+    bool stop = false;
+    enum { HELD = 4 }; /* room before a token's bytes for those held back */
+    if ((text = chm_alloc(text_size + HELD)) == NULL) {
         status = CHM_E_MEMORY;
         goto out;
     }
@@ -101,26 +104,31 @@ int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, con
             done.ended = true;
             break;
         }
-        int64_t length = chm_decode(m, id, text, text_size);
+        int64_t length = chm_decode(m, id, text + HELD, text_size);
         if (length > (int64_t)text_size) { /* a token longer than any seen: grows rarely */
             chm_free(text);
             text_size = (size_t)length;
-            if ((text = chm_alloc(text_size)) == NULL) {
+            if ((text = chm_alloc(text_size + HELD)) == NULL) {
                 status = CHM_E_MEMORY;
                 goto out;
             }
-            length = chm_decode(m, id, text, text_size);
+            length = chm_decode(m, id, text + HELD, text_size);
         }
         if (length < 0) {
             status = CHM_E_DATA;
             goto out;
         }
         done.tokens++;
-        const bool stop = emit != NULL && length > 0 && emit(user, text, (size_t)length) != 0;
+        const size_t whole = chm_utf8_take(&unfinished, text + HELD, (size_t)length, text);
+        stop = emit != NULL && whole > 0 && emit(user, text, whole) != 0;
         chm_sampler_saw(&sampler, id);
         /* the last token is read too, so that the stream stands after all it wrote */
         if ((status = chm_stream_feed(s, &id, 1, &logits)) != CHM_OK) goto out;
         if (stop) break;
+    }
+    if (emit != NULL && !stop && unfinished.count > 0) {
+        const size_t rest = chm_utf8_flush(&unfinished, text);
+        emit(user, text, rest);
     }
     done.decode_seconds = chm_now() - start;
 out:

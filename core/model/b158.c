@@ -112,14 +112,19 @@ static void add_meta(struct metadata *m, const char *key, const char *value) {
 
 int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
                    const chm_b158_note *note, int notes) {
+    return chm_b158_write_with(path, param, params, card_json, note, notes, NULL, 0);
+}
+
+int chm_b158_write_with(const char *path, chm_param *const *param, int params, const char *card_json,
+                        const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes) {
     chm_arena arena;
     chm_arena_init(&arena);
     int status = CHM_OK, tensors = 0;
     int64_t total = 0, embedding = 0;
     char text[ENCODING_TEXT], hash[HASH_TEXT];
-    const size_t most = 6 + 3 * (size_t)params + (size_t)notes;
-    struct entry *entry = chm_alloc(2 * (size_t)params * sizeof *entry);
-    chm_st_tensor *tensor = chm_alloc(2 * (size_t)params * sizeof *tensor);
+    const size_t most = 7 + 3 * (size_t)params + (size_t)notes;
+    struct entry *entry = chm_alloc((2 * (size_t)params + 1) * sizeof *entry);
+    chm_st_tensor *tensor = chm_alloc((2 * (size_t)params + 1) * sizeof *tensor);
     struct metadata meta = {chm_alloc(most * sizeof *meta.key), chm_alloc(most * sizeof *meta.value), 0, false};
     if (!entry || !tensor || !meta.key || !meta.value) {
         status = CHM_E_MEMORY;
@@ -151,6 +156,16 @@ int chm_b158_write(const char *path, chm_param *const *param, int params, const 
                 goto out;
             }
         }
+    }
+    if (tokenizer) {
+        entry[tensors].tensor = (chm_st_tensor){.name = CHM_B158_TOKENIZER,
+                                                .dtype = CHM_ST_U8,
+                                                .rank = 1,
+                                                .shape = {(int64_t)tokenizer_bytes},
+                                                .data = tokenizer,
+                                                .bytes = tokenizer_bytes};
+        entry[tensors].order = tensors;
+        tensors++;
     }
     if (tensors) qsort(entry, (size_t)tensors, sizeof *entry, largest_first);
 
@@ -371,7 +386,8 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
     for (int i = 0; i < file->count; i++) {
         const chm_st_tensor *t = &file->tensor[i];
         if (used[i]) continue;
-        if (!chm_b158_is_padding(t->name) || t->dtype != CHM_ST_U8) {
+        const bool known = chm_b158_is_padding(t->name) || !strcmp(t->name, CHM_B158_TOKENIZER);
+        if (!known || t->dtype != CHM_ST_U8) {
             status = chm_fail(CHM_E_DATA, "%s: tensor '%s' belongs to no parameter of the card", name,
                               chm_quote(t->name).text);
             goto out;

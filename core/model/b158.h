@@ -7,17 +7,20 @@
  * every tensor on 64 bytes, gaps filled by zeros named `_pad.N`.
  *
  * __metadata__: format "chimera.b158"; format_version "1"; parameters and embedding_parameters, counts of weights;
- * tokenizer, its name; trained.KEY, what is known of the training; encoding.NAME of every parameter
+ * tokenizer, its name; tokenizer_hash, what it does (model/tokenizer.h), 16 hex digits; trained.KEY, what is known of
+ * the training; encoding.NAME of every parameter
  * ("t2;out=O;in=I;group=G", "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
- * card_hash, the same of card; card, the resolved card as JSON.
+ * card_hash, the same of card; card, the resolved card as JSON. A tokenizer with a file has it in the tensor
+ * `tokenizer.file` U8 [bytes].
  */
 #ifndef CHM_B158_H
 #define CHM_B158_H
 
 #include "model/model.h"
 
-#define CHM_B158_FORMAT  "chimera.b158"
-#define CHM_B158_VERSION "1"
+#define CHM_B158_FORMAT    "chimera.b158"
+#define CHM_B158_VERSION   "1"
+#define CHM_B158_TOKENIZER "tokenizer.file"
 
 /* One more entry of __metadata__. */
 typedef struct chm_b158_note {
@@ -31,6 +34,9 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
 /* Writes packed parameters (names unique) and the card's text, atomically. */
 int chm_b158_write(const char *path, chm_param *const *param, int params, const char *card_json,
                    const chm_b158_note *note, int notes);
+/* The same with the tokenizer's file, NULL: it has none. */
+int chm_b158_write_with(const char *path, chm_param *const *param, int params, const char *card_json,
+                        const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes);
 /* Is this safetensors file a .b158 of a version we read, with a card whose hash is right? */
 int chm_b158_check(const char *name, const chm_safetensors *file);
 /* Points every parameter's packed form (or value) into the file, once encoding, shape, place and scales are as the

@@ -33,6 +33,9 @@ typedef struct chm_model {
     struct chm_safetensors *file;
     char *path;
     struct chm_tokenizer *tokenizer; /* chm_open's; NULL in a model made another way. chm_close releases it */
+    /* what chm_model_save() writes of the tokenizer, set by whoever made the model: not owned; NULL: what the file says
+     * that the model was opened from */
+    const struct chm_tokenizer *made_with;
 } chm_model;
 
 /* Takes the card over (also on failure). Declares everything; no storage yet. A layer whose plugin is missing is

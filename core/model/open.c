@@ -1,6 +1,8 @@
 /* open.c: models to .b158 files and back: the card, and what belongs to it, on top of b158.c. */
 #include "model/b158.h"
+#include "model/tokenizer.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 static bool is_training_note(const char *key) { return !strncmp(key, "trained.", 8); }
@@ -11,12 +13,24 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
     chm_b158_note *all = NULL;
     char *card = chm_card_json(m->card);
     if (!card) return CHM_E_MEMORY;
-    all = chm_alloc((size_t)(1 + notes + kept) * sizeof *all);
+    all = chm_alloc((size_t)(2 + notes + kept) * sizeof *all);
     if (!all) {
         status = CHM_E_MEMORY;
         goto out;
     }
     if (m->config->tokenizer) all[count++] = (chm_b158_note){"tokenizer", m->config->tokenizer};
+    const chm_st_tensor *inside = m->file ? chm_safetensors_find(m->file, CHM_B158_TOKENIZER) : NULL;
+    const void *tokenizer = inside ? inside->data : NULL;
+    uint64_t tokenizer_bytes = inside ? inside->bytes : 0;
+    const char *hash = m->file ? chm_safetensors_meta(m->file, "tokenizer_hash") : NULL;
+    char text[24];
+    if (m->made_with) {
+        snprintf(text, sizeof text, "%016" PRIx64, m->made_with->hash);
+        hash = text;
+        tokenizer = m->made_with->file;
+        tokenizer_bytes = m->made_with->file_bytes;
+    }
+    if (hash) all[count++] = (chm_b158_note){"tokenizer_hash", hash};
     for (int i = 0; i < notes; i++) {
         if (!is_training_note(note[i].key)) {
             status = chm_fail(CHM_E_INTERNAL, "%s: note '%s' must begin with 'trained.'", path, note[i].key);
@@ -31,7 +45,7 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
         if (is_training_note(m->file->meta_key[i]) && !again)
             all[count++] = (chm_b158_note){m->file->meta_key[i], m->file->meta_value[i]};
     }
-    status = chm_b158_write(path, m->param, m->params, card, all, count);
+    status = chm_b158_write_with(path, m->param, m->params, card, all, count, tokenizer, tokenizer_bytes);
 out:
     chm_free(all);
     chm_free(card);

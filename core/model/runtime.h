@@ -5,6 +5,7 @@
 #define CHM_RUNTIME_H
 
 #include "model/model.h"
+#include "model/tokenizer.h"
 
 struct chm_runtime {
     chm_registry registry;
@@ -17,16 +18,5 @@ struct chm_runtime {
 };
 /* CHM_OK, or a sentence when this runtime cannot run models. */
 int chm_runtime_ready(const struct chm_runtime *r);
-
-/* An instance of the card's tokenizer; release with chm_tokenizer_close. */
-typedef struct chm_tokenizer {
-    const struct chm_plugin *plugin;
-    const struct chm_tokenizer_ops *ops;
-    void *self;
-    chm_arena arena;
-} chm_tokenizer;
-int chm_tokenizer_open(chm_tokenizer *t, const chm_registry *r, const chm_card *card);
-void chm_tokenizer_close(chm_tokenizer *t);
-const struct chm_host *chm_host_services(void);
 
 #endif

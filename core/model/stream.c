@@ -33,7 +33,7 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
         status = CHM_E_MEMORY;
         goto fail;
     }
-    if ((status = chm_tokenizer_open(m->tokenizer, &r->registry, m->card)) != CHM_OK) {
+    if ((status = chm_tokenizer_open_model(m->tokenizer, m)) != CHM_OK) {
         chm_free(m->tokenizer);
         m->tokenizer = NULL;
         status = chm_fail_prefix(status, "%s", path);
@@ -65,7 +65,7 @@ int32_t chm_end_of_text(const chm_model *m) {
 
 int64_t chm_encode(const chm_model *m, const void *text, size_t bytes, int32_t *ids, size_t cap) {
     const int64_t n = m->tokenizer->ops->encode(m->tokenizer->self, text, bytes, ids, cap);
-    if (n < 0) chm_fail(CHM_E_DATA, "tokenizer '%s' could not encode %zu bytes", m->tokenizer->plugin->name, bytes);
+    if (n < 0) chm_fail_prefix(CHM_E_DATA, "tokenizer '%s': %zu bytes", m->tokenizer->plugin->name, bytes);
     return n;
 }
 

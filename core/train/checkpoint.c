@@ -32,7 +32,7 @@ static const struct integer_field reals[] = {
     {"budget", offsetof(chm_run_state, budget)},
     {"closing", offsetof(chm_run_state, closing)},
 };
-enum { META_MOST = 8 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
+enum { META_MOST = 9 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
 
 /* "bytes:hash" of every document */
 static char *data_text(const chm_trainer *t) {
@@ -114,6 +114,9 @@ int chm_train_checkpoint_save(chm_trainer *t) {
     for (int i = 0; i < count; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
     snprintf(field[metas], FIELD, "%016" PRIx64, hash);
     key[metas] = "hash", value[metas] = field[metas];
+    metas++;
+    snprintf(field[metas], FIELD, "%016" PRIx64, t->tokenizer.hash);
+    key[metas] = "tokenizer_hash", value[metas] = field[metas];
     metas++;
     key[metas] = "schema", value[metas++] = schema;
     key[metas] = "version", value[metas++] = chm_version();
@@ -273,6 +276,16 @@ int chm_train_checkpoint_load(chm_trainer *t) {
         goto out;
     }
     if ((status = compare_cards(t, chm_safetensors_meta(file, "card"))) != CHM_OK) goto out;
+    text = chm_safetensors_meta(file, "tokenizer_hash");
+    snprintf(name, sizeof name, "%016" PRIx64, t->tokenizer.hash);
+    if (text != NULL && strcmp(text, name) != 0) {
+        status =
+            chm_fail(CHM_E_CONFIG,
+                     "%s: cannot resume with another tokenizer: the run has one of hash %.16s, that of %s is %s; "
+                     "give the file the run was begun with, or another --out",
+                     t->checkpoint_path, text, t->tokenizer.name ? t->tokenizer.name : t->tokenizer.plugin->name, name);
+        goto out;
+    }
     if ((status = compare_data(t, chm_safetensors_meta(file, "data"))) != CHM_OK) goto out;
     for (size_t i = 0; i < CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals); i++) {
         const bool real = i >= CHM_ARRAY_COUNT(integers);

@@ -1,5 +1,6 @@
 /* corpus.c: files as tokens, streamed piece by piece or all at once. */
 #include "train/train.h"
+#include "model/tokenizer.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,7 +10,7 @@
 
 enum {
     TEXT_PIECE = 1 << 16,  /* bytes tokenised at once */
-    TEXT_LONGEST = 1 << 20 /* the same, while looking for a newline */
+    TEXT_LONGEST = 1 << 20 /* the same, while looking for a place to cut */
 };
 
 int chm_text_open(chm_text *t, const char *path, const struct chm_tokenizer_ops *ops, const void *self, int64_t limit) {
@@ -80,15 +81,9 @@ static int fill(chm_text *t) {
 
 /* Bytes of the buffer that may be tokenised without knowing what follows; 0: more is needed. */
 static size_t piece(const chm_text *t) {
-    if (t->ops->splits_anywhere || t->read == t->size) return t->held;
-    for (size_t i = t->held; i > 0; i--)
-        if (t->buffer[i - 1] == '\n') return i;
-    if (t->capacity < TEXT_LONGEST) return 0;
-    /* a line of a megabyte: cut it, though not inside a character */
-    size_t n = t->held;
-    for (int k = 0; k < 3 && n > 1 && (t->buffer[n - 1] & 0xc0) == 0x80; k++) n--;
-    if (n > 1 && t->buffer[n - 1] >= 0xc0) n--;
-    return n;
+    if (t->read == t->size) return t->held;
+    const size_t n = chm_tokenizer_cut(t->ops, t->self, t->buffer, t->held);
+    return n > 0 || t->capacity < TEXT_LONGEST ? n : chm_tokenizer_cut_anyhow(t->buffer, t->held);
 }
 
 static int tokenise(chm_text *t) {

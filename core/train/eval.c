@@ -129,7 +129,6 @@ out:
 }
 
 int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result) {
-    chm_tokenizer tokenizer = {0};
     chm_writer logits = {0};
     chm_score score;
     int status;
@@ -141,7 +140,6 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         return chm_fail(CHM_E_CONFIG, "split %lld and limit %lld: both are 1 or more, or 0 for the default",
                         (long long)options->split, (long long)options->limit_bytes);
     const double start = chm_now();
-    if ((status = chm_tokenizer_open(&tokenizer, &r->registry, m->card)) != CHM_OK) return status;
     for (uint32_t i = 0; options->logits != NULL && i <= options->data_count; i++) {
         const char *input = i < options->data_count ? options->data[i] : m->path;
         if (!input || !chm_same_file(options->logits, input)) continue;
@@ -154,8 +152,8 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         .model = m,
         .kernels = &r->kernels.kernels,
         .pool = r->pool,
-        .tokenizer = tokenizer.ops,
-        .tokenizer_self = tokenizer.self,
+        .tokenizer = m->tokenizer->ops,
+        .tokenizer_self = m->tokenizer->self,
         .files = options->data,
         .count = options->data_count,
         .split = options->split,
@@ -177,6 +175,5 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
     }
 out:
     chm_writer_abandon(&logits);
-    chm_tokenizer_close(&tokenizer);
     return status;
 }

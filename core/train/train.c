@@ -60,7 +60,10 @@ static int load_card(chm_trainer *t) {
     if (t->config == NULL || t->config->seq_len < 1 || t->config->batch_tokens < 1)
         return chm_fail(CHM_E_CONFIG, "%s: training.phases has no phase 'pretrain' with seq_len and batch_tokens",
                         t->options->card);
-    return chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
+    status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
+    if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
+    t->model->made_with = &t->tokenizer;
+    return CHM_OK;
 }
 
 static void plan_batches(chm_trainer *t) {
@@ -176,16 +179,31 @@ static int lock_directory(chm_trainer *t) {
     return status;
 }
 
-static int write_card(const chm_trainer *t) {
+static int write_file(const char *path, const void *data, size_t bytes, const char *end) {
     chm_writer w;
-    int status = chm_writer_open(&w, t->card_path);
+    int status = chm_writer_open(&w, path);
     if (status != CHM_OK) return status;
-    const size_t n = strlen(t->card);
-    status = chm_writer_write(&w, t->card, n);
-    if (status == CHM_OK && n > 0 && t->card[n - 1] != '\n') status = chm_writer_write(&w, "\n", 1);
+    status = chm_writer_write(&w, data, bytes);
+    if (status == CHM_OK && *end) status = chm_writer_write(&w, end, strlen(end));
     if (status == CHM_OK) return chm_writer_commit(&w);
     chm_writer_abandon(&w);
     return status;
+}
+
+/* The card, and beside it the file of its tokenizer: together they are all that a run needs besides its data. */
+static int write_card(const chm_trainer *t) {
+    const size_t n = strlen(t->card);
+    if (t->tokenizer.file != NULL) {
+        const char *name = chm_card_model(t->model->card)->tokenizer_file, *last = strrchr(name, '/');
+        char *path = chm_format("%s/%s", t->options->out, last ? last + 1 : name);
+        if (path == NULL) return CHM_E_MEMORY;
+        int status = CHM_OK;
+        if (!chm_same_file(path, t->tokenizer.name))
+            status = write_file(path, t->tokenizer.file, t->tokenizer.file_bytes, "");
+        chm_free(path);
+        if (status != CHM_OK) return status;
+    }
+    return write_file(t->card_path, t->card, n, n > 0 && t->card[n - 1] != '\n' ? "\n" : "");
 }
 
 /* ---- validation and saving ---- */

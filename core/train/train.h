@@ -12,8 +12,9 @@
 
 /*
  * A file is one document: end-of-text first (where the tokenizer has one), then its tokens. Memory is constant: a piece
- * of the file and its tokens. Tokenizers that may not split anywhere get pieces that end after a newline; training and
- * evaluation read through this, so they see the same tokens.
+ * of the file and its tokens. Pieces end where the tokenizer says that a text may be cut, so the tokens are those of
+ * the whole file; only a megabyte without such a place is cut anyhow. Training and evaluation read through this, so
+ * they see the same tokens.
  */
 typedef struct chm_text {
     const char *path;

@@ -69,6 +69,37 @@ CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *ov
 CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card, const chm_overlay *overlay, uint64_t seed,
                               const char *path);
 
+/* ---- tokenizers ----------------------------------------------------------------------------------------------------
+ */
+
+typedef struct chm_tokenizer chm_tokenizer;
+/* A tokenizer by itself. source: a card, a .b158 model, a tokenizer's own file (a sentencepiece model, a rank file), or
+ * the name of one that has no file ("bytes"). type: the plugin that reads the file; NULL: by its first bytes. */
+CHM_PUBLIC int chm_tokenizer_create(chm_runtime *r, const char *source, const char *type, const chm_overlay *overlay,
+                                    chm_tokenizer **out);
+CHM_PUBLIC void chm_tokenizer_destroy(chm_tokenizer *t);
+/* Encodes what `in` holds up to its end, in constant memory; `name` stands for it in messages. specials: their names in
+ * the text become their ids; else all is text. emit gets the ids in pieces; non-zero stops (CHM_E_INTERRUPTED). */
+CHM_PUBLIC int chm_tokenizer_encode(const chm_tokenizer *t, FILE *in, const char *name, bool specials,
+                                    int (*emit)(void *user, const int32_t *ids, int64_t n), void *user);
+/* The bytes of n ids, token by token. first: these begin a text. specials: their names too, else they are nothing. */
+CHM_PUBLIC int chm_tokenizer_decode(const chm_tokenizer *t, const int32_t *ids, int64_t n, bool first, bool specials,
+                                    int (*emit)(void *user, const void *text, size_t bytes), void *user);
+/* Kind, hash, vocabulary, specials, and the bytes per token of `count` files. csv: the files, or without any the
+ * specials. */
+CHM_PUBLIC int chm_tokenizer_show(const chm_tokenizer *t, const char *const *data, uint32_t count, chm_output format,
+                                  FILE *out);
+typedef struct chm_tokenizer_train_options {
+    uint32_t size, data_count;
+    const char *const *data; /* files of text, a sentence a line */
+    const char *out;         /* the file to write */
+    const char *type;        /* NULL: "sentencepiece" */
+    const char *method;      /* "bpe", "unigram"; NULL: the plugin's choice */
+    int32_t vocab;           /* ids, specials included */
+} chm_tokenizer_train_options;
+/* The same text and options give the same file. */
+CHM_PUBLIC int chm_tokenizer_train(chm_runtime *r, const chm_tokenizer_train_options *options);
+
 /* ---- training ------------------------------------------------------------------------------------------------------
  */
 
@@ -161,8 +192,9 @@ typedef struct chm_generate_result {
     bool ended; /* the model ended the text itself */
 } chm_generate_result;
 /* Feeds the prompt (after an end-of-text mark where the stream stands at 0), then samples up to n tokens (0: the card's
- * generation.max_new_tokens) and stops at end of text. The stream reads what it wrote. emit gets each token's bytes;
- * non-zero stops. sampling NULL: the card's. The same seed gives the same text on every machine. */
+ * generation.max_new_tokens) and stops at end of text. The stream reads what it wrote. emit gets whole
+ * characters, as they become complete, and the rest at the end; non-zero stops. sampling NULL: the card's. The same
+ * seed gives the same text on every machine. */
 CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, const chm_sampling *sampling,
                             int (*emit)(void *user, const void *text, size_t bytes), void *user,
                             chm_generate_result *result);

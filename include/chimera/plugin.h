@@ -268,20 +268,48 @@ struct chm_layer_ops {
 /* ---- Tokenizers ----------------------------------------------------------------------------------------------------
  */
 
+/* What a tokenizer learns its vocabulary from; the host's. */
+struct chm_tokenizer_training {
+    uint32_t size;
+    int32_t vocab;      /* ids wanted, specials included */
+    const char *method; /* the plugin's word for it ("bpe"); NULL: its choice */
+    /* the next sentence: a line of text, or a part of a long one, without its newline and never empty; valid until the
+     * next call. NULL: there are no more, or `failed` is set and the sentence of the failure recorded */
+    const uint8_t *(*next)(void *user, size_t *bytes);
+    int (*write)(void *user, const void *data, size_t bytes); /* the finished file, once */
+    void *user;
+    const bool *failed; /* of `next` */
+};
+
+enum chm_tokenizer_property {
+    CHM_TOKENIZER_LOSSLESS = 1u << 0, /* decode(encode(text)) is the text, for any bytes at all */
+    /* encode puts a space before a text, so whoever decodes a text from its start leaves a first space out */
+    CHM_TOKENIZER_SPACE_PREFIX = 1u << 1,
+};
+
 struct chm_tokenizer_ops {
     uint32_t size, reserved;
-    /* mandatory; data: the tokenizer's file, NULL and 0 when it needs none. self is instance_size bytes */
+    /* mandatory; data: the tokenizer's file, valid as long as the instance, NULL and 0 when the card names none. self
+     * is instance_size bytes. Not 0: host->fail was called, and finish will not be */
     int (*init)(void *self, const struct chm_host *host, const void *data, size_t bytes);
     void (*finish)(void *self); /* may be NULL */
     int32_t (*vocab_size)(const void *self);
     int32_t (*end_of_text)(const void *self); /* begins and ends documents; -1: none */
-    /* mandatory: writes at most `cap` ids, returns how many the text has (call again if more), or < 0 */
+    /* mandatory: writes at most `cap` ids, returns how many the text has (call again if more), or < 0 after host->fail.
+     * Names of specials in the text are text. May be called from several threads */
     int64_t (*encode)(const void *self, const uint8_t *text, size_t bytes, int32_t *ids, size_t cap);
     /* mandatory: the bytes of one id into out (at most cap), returns their number; 0 for specials; -1 for no such id */
     int64_t (*decode)(const void *self, int32_t id, uint8_t *out, size_t cap);
     /* bytes that concatenation may split: true when encode(a)+encode(b) = encode(ab) for every a, b */
     bool splits_anywhere;
-    void *reserved_ops[4];
+    /* may be NULL: the largest place found where a text that begins with these bytes may be cut, whatever follows them:
+     * encode(text[0..n)) + encode(the rest) = encode(all). 0: there is none yet. NULL: after a newline */
+    size_t (*cut)(const void *self, const uint8_t *text, size_t bytes);
+    /* may be NULL: the name of a special, "<|endoftext|>"; NULL for an id that is text or unused */
+    const char *(*special)(const void *self, int32_t id);
+    uint64_t (*properties)(const void *self); /* enum chm_tokenizer_property; may be NULL: none */
+    /* may be NULL: learns a vocabulary and writes the file that `init` reads; needs no instance */
+    int (*train)(const struct chm_host *host, const struct chm_tokenizer_training *training);
 };
 
 /* ---- Descriptor ----------------------------------------------------------------------------------------------------
