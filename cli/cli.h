@@ -78,7 +78,7 @@ struct cli {
 };
 
 extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_check, cli_plugins, cli_doctor,
-    cli_bench, cli_layer, cli_version, cli_help;
+    cli_bench, cli_layer, cli_tokenizer, cli_version, cli_help;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated, in the order of the help */
 extern const struct cli_option cli_global_options[];
 extern const size_t cli_global_count;

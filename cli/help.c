@@ -3,16 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct cli_command *const cli_commands[] = {&cli_train,   &cli_eval,  &cli_run,   &cli_init,    &cli_inspect,
-                                                  &cli_check,   &cli_bench, &cli_layer, &cli_plugins, &cli_doctor,
-                                                  &cli_version, &cli_help,  NULL};
+const struct cli_command *const cli_commands[] = {
+    &cli_train, &cli_eval,      &cli_run,     &cli_init,   &cli_inspect, &cli_check, &cli_bench,
+    &cli_layer, &cli_tokenizer, &cli_plugins, &cli_doctor, &cli_version, &cli_help,  NULL};
 
 void cli_print_commands(FILE *out) {
     fputs("chimera: train, run and take apart recurrent language models with ternary weights\n\n"
           "usage: chimera COMMAND [ARGUMENTS] [OPTIONS]\n\n",
           out);
     for (size_t i = 0; cli_commands[i]; i++)
-        fprintf(out, "  %-8s  %s\n", cli_commands[i]->name, cli_commands[i]->summary);
+        fprintf(out, "  %-9s  %s\n", cli_commands[i]->name, cli_commands[i]->summary);
     fputs("\nchimera COMMAND -h lists its options, chimera COMMAND --help shows examples too.\n", out);
 }
 

@@ -41,7 +41,9 @@ static const char *const embedding_headers[] = {"chimera/chimera.h", NULL};
 /* A library a plugin is there to bring in. */
 static const struct {
     const char *file, *header;
-} granted[] = {{"plugins/backends/openblas.c", "cblas.h"}, {"plugins/backends/openblas.c", "openblas_config.h"}};
+} granted[] = {{"plugins/backends/openblas.c", "cblas.h"},
+               {"plugins/backends/openblas.c", "openblas_config.h"},
+               {"plugins/tokenizers/o200k.c", "pcre2.h"}};
 
 static bool among(const char *name, const char *const *list) {
     for (; *list; list++)
