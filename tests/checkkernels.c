@@ -27,6 +27,8 @@
 #define TOLERANCE_SUM      2e-6
 #define TOLERANCE_CHUNK    2e-6
 #define TOLERANCE_BACKWARD 1e-5
+/* an error of a score, up to a few tens here, becomes a relative error of its weight */
+#define TOLERANCE_ATTEND 5e-6
 /* functions of one number: largest error in units of the last place */
 #define TOLERANCE_ULP 3.0
 
@@ -84,7 +86,7 @@ static void fill(float *x, int64_t n, enum fill kind) {
 
 /* ---- One slot of one backend ------------------------------------------------------------------------------------- */
 
-enum { GUARD = 256, CANARY = 0xa5, MOST_BUFFERS = 96 };
+enum { GUARD = 256, CANARY = 0xa5, MOST_BUFFERS = 128 };
 
 struct run {
     int64_t compared, failed;
@@ -1052,6 +1054,164 @@ CHECK(adamw) {
     }
 }
 
+/* ---- Checks: attention ------------------------------------------------------------------------------------------- */
+
+static const int64_t entry_counts[] = {1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 200, 513};
+
+/* entries lie anywhere: the list is in another order than memory */
+static const float **scattered(struct run *run, const float *from, int64_t n, int64_t width) {
+    const float **list = take(run, n * (int64_t)sizeof *list, 0);
+    for (int64_t e = 0; e < n; e++) list[e] = from + (e * 7 % n + (n % 7 == 0 ? e - e * 7 % n : 0)) * width;
+    return list;
+}
+
+CHECK(attend) {
+    run->least = 1e-3;
+    for (int s = 0; s < COUNT(head_shapes); s++)
+        for (int c = 0; c < COUNT(entry_counts); c++)
+            for (int kind = 0; kind < 4; kind++) {
+                static const enum fill fills[] = {NORMAL, ALL_EQUAL, NOT_FINITE, HUGE_VALUES};
+                const int64_t dk = head_shapes[s][0], dv = head_shapes[s][1], n = entry_counts[c];
+                if (kind && c % 3) continue;
+                float *q = take_slice(run, dk), *key = take_slice(run, n * dk), *value = take_slice(run, n * dv);
+                float *weight = take_floats(run, n), *o = take_slice(run, dv), *o2 = take_slice(run, dv);
+                fill(q, dk, NORMAL);
+                fill(key, n * dk, fills[kind]);
+                fill(value, n * dv, fills[kind] == HUGE_VALUES ? NORMAL : fills[kind]);
+                const float **keys = scattered(run, key, n, dk), **values = scattered(run, value, n, dv);
+                const float scale = s % 2 ? 0.125f : 2.0f;
+                k->attend(q, keys, values, n, dk, dv, scale, weight, o);
+                if (k != scalar) {
+                    scalar->attend(q, keys, values, n, dk, dv, scale, weight, o2);
+                    same_floats(run, o, o2, dv, "dk %lld, dv %lld, %lld entries, %s", (long long)dk, (long long)dv,
+                                (long long)n, fill_name[fills[kind]]);
+                } else if (fills[kind] == NORMAL || fills[kind] == ALL_EQUAL) {
+                    float *flat_k = take_floats(run, n * dk), *flat_v = take_floats(run, n * dv);
+                    double *want = take_doubles(run, dv);
+                    for (int64_t e = 0; e < n; e++) {
+                        memcpy(flat_k + e * dk, keys[e], (size_t)dk * sizeof *flat_k);
+                        memcpy(flat_v + e * dv, values[e], (size_t)dv * sizeof *flat_v);
+                    }
+                    const struct chm_attend a = {.rows = 1,
+                                                 .before = n - 1,
+                                                 .window = n,
+                                                 .dk = dk,
+                                                 .dv = dv,
+                                                 .q = q,
+                                                 .k_before = flat_k,
+                                                 .k = flat_k + (n - 1) * dk,
+                                                 .v_before = flat_v,
+                                                 .v = flat_v + (n - 1) * dv,
+                                                 .ks = dk,
+                                                 .vs = dv,
+                                                 .scale = scale};
+                    ref_attend(&a, want, NULL, NULL, NULL, NULL, NULL);
+                    close_to(run, o, want, dv, TOLERANCE_ATTEND, "dk %lld, dv %lld, %lld entries", (long long)dk,
+                             (long long)dv, (long long)n);
+                }
+                release(run);
+            }
+}
+
+/* rows, before, window: smaller than, equal to and larger than the rows; tiles cut at odd places */
+static const int64_t attend_shapes[][3] = {{1, 0, 1},    {1, 4, 5},     {2, 0, 512},   {5, 3, 2},      {17, 40, 9},
+                                           {64, 0, 64},  {64, 63, 64},  {65, 12, 13},  {70, 130, 131}, {100, 99, 128},
+                                           {130, 0, 64}, {150, 10, 11}, {200, 7, 1000}};
+
+static void check_attend_chunk_form(struct run *run, const struct chm_kernels *k, bool backward) {
+    for (int s = 0; s < COUNT(head_shapes); s++)
+        for (int r = 0; r < COUNT(attend_shapes); r++) {
+            const int64_t dk = head_shapes[s][0], dv = head_shapes[s][1];
+            const int64_t rows = attend_shapes[r][0], before = attend_shapes[r][1], all = rows + before;
+            const int64_t qs = dk + 3, ks = dk + 1, vs = dv + 2, os = dv + 5;
+            struct chm_attend a = {.rows = rows,
+                                   .before = before,
+                                   .window = attend_shapes[r][2],
+                                   .dk = dk,
+                                   .dv = dv,
+                                   .qs = qs,
+                                   .ks = ks,
+                                   .vs = vs,
+                                   .os = os,
+                                   .scale = 1.0f / sqrtf((float)dk)};
+            float *q = take_slice(run, rows * qs), *key = take_slice(run, rows * ks),
+                  *value = take_slice(run, rows * vs);
+            float *key0 = take_slice(run, before * ks + 1), *value0 = take_slice(run, before * vs + 1);
+            float *o = take_slice(run, (rows - 1) * os + dv), *lse = take_floats(run, rows);
+            float *scratch = take_floats(run, (int64_t)chm_attend_scratch(dk, dv));
+            double *want = take_doubles(run, rows * dv), *want_lse = take_doubles(run, rows);
+            fill(q, rows * qs, NORMAL);
+            fill(key, rows * ks, NORMAL);
+            fill(value, rows * vs, NORMAL);
+            fill(key0, before * ks, NORMAL);
+            fill(value0, before * vs, NORMAL);
+            if (r % 4 == 1)
+                for (int64_t i = 0; i < rows * qs; i++) q[i] *= 20; /* one entry takes all */
+            a.q = q;
+            a.k = key;
+            a.v = value;
+            a.k_before = key0;
+            a.v_before = value0;
+            float *out = take_floats(run, rows * dv);
+            if (!backward) {
+                ref_attend(&a, want, want_lse, NULL, NULL, NULL, NULL);
+                k->attend_chunk(&a, o, lse, scratch);
+                gather(o, rows, dv, os, out);
+                close_to(run, out, want, rows * dv, TOLERANCE_ATTEND, "rows %lld, before %lld, window %lld, dv %lld",
+                         (long long)rows, (long long)before, (long long)a.window, (long long)dv);
+                close_to(run, lse, want_lse, rows, TOLERANCE_ATTEND, "rows %lld, before %lld: lse", (long long)rows,
+                         (long long)before);
+                for (int64_t t = 0; t + 1 < rows; t++)
+                    for (int64_t i = dv; i < os; i++)
+                        if (bits_of(o[t * os + i]) != 0xa5a5a5a5u) fail(run, "wrote between rows of the output");
+                release(run);
+                continue;
+            }
+            float *dout = take_slice(run, rows * os);
+            double *wide = take_doubles(run, rows * dv), *dq = take_doubles(run, rows * dk);
+            double *dkey = take_doubles(run, all * dk), *dvalue = take_doubles(run, all * dv);
+            fill(dout, rows * os, NORMAL);
+            for (int64_t t = 0; t < rows; t++) widen(dout + t * os, wide + t * dv, dv);
+            ref_attend(&a, want, NULL, wide, dq, dkey, dvalue);
+            k->attend_chunk(&a, o, lse, scratch);
+            /* 0: dq, 1: earlier keys, 2: keys, 3: earlier values, 4: values */
+            const int64_t count[5] = {rows, before, rows, before, rows}, stride[5] = {qs, ks, ks, vs, vs};
+            const int64_t width[5] = {dk, dk, dk, dv, dv};
+            const double *wants[5] = {dq, dkey, dkey + before * dk, dvalue, dvalue + before * dv};
+            for (int only = -1; only < 5; only++) { /* all of them, then each alone */
+                float *got[5];
+                for (int g = 0; g < 5; g++) {
+                    got[g] = take_slice(run, count[g] * stride[g] + 1);
+                    for (int64_t i = 0; i < count[g] * stride[g]; i++) got[g][i] = 0.5f;
+                }
+#define WANTED(g) (only < 0 || only == (g) ? got[g] : NULL)
+                k->attend_chunk_backward(&a, o, lse, dout, WANTED(0), WANTED(1), WANTED(2), WANTED(3), WANTED(4),
+                                         scratch);
+#undef WANTED
+                for (int g = 0; g < 5; g++) {
+                    float *flat = take_floats(run, count[g] * width[g] + 1);
+                    double *sum = take_doubles(run, count[g] * width[g] + 1);
+                    const bool wanted = only < 0 || only == g;
+                    for (int64_t i = 0; i < count[g] * width[g]; i++) sum[i] = 0.5 + (wanted ? wants[g][i] : 0);
+                    gather(got[g], count[g], width[g], stride[g], flat);
+                    close_to(run, flat, sum, count[g] * width[g], TOLERANCE_BACKWARD,
+                             "rows %lld, before %lld, window %lld, dk %lld, dv %lld: gradient %d", (long long)rows,
+                             (long long)before, (long long)a.window, (long long)dk, (long long)dv, g);
+                }
+            }
+            release(run);
+        }
+}
+
+CHECK(attend_chunk) {
+    (void)scalar;
+    check_attend_chunk_form(run, k, false);
+}
+CHECK(attend_chunk_backward) {
+    (void)scalar;
+    check_attend_chunk_form(run, k, true);
+}
+
 /* ---- The slots --------------------------------------------------------------------------------------------------- */
 
 #define SLOT(name, exact)                                                                                              \
@@ -1086,6 +1246,9 @@ static const struct slot {
     SLOT(delta_chunk, false),
     SLOT(delta_chunk_read, false),
     SLOT(delta_chunk_backward, false),
+    SLOT(attend, true),
+    SLOT(attend_chunk, false),
+    SLOT(attend_chunk_backward, false),
 };
 
 static bool filled(const struct chm_kernels *k, size_t offset) {
@@ -1208,6 +1371,7 @@ static struct {
     struct run memory;
     float *x, *y, *z, *w, *u;
     float *scratch;
+    const float **list;
     int32_t *target;
     struct chm_ternary ternary;
     struct chm_activation activation;
@@ -1294,6 +1458,40 @@ static void bench_chunk_backward(const struct chm_kernels *k, const struct bench
                             (float *const[]){z}, z + 64, z + 128, z + 16384, z + 16384 + 64, at.y, at.scratch);
 }
 
+/* a entries of b columns: one row */
+static void bench_attend(const struct chm_kernels *k, const struct bench *b) {
+    k->attend(at.u, at.list, at.list + b->a, b->a, b->b, b->b, 0.125f, at.scratch, at.y);
+}
+/* a rows of b columns, window c, all of it carried */
+static struct chm_attend bench_rows(const struct bench *b) {
+    return (struct chm_attend){.rows = b->a,
+                               .before = b->c - 1,
+                               .window = b->c,
+                               .dk = b->b,
+                               .dv = b->b,
+                               .q = at.x,
+                               .k_before = at.w,
+                               .k = at.w + b->c * b->b,
+                               .v_before = at.w + 131072,
+                               .v = at.w + 131072 + b->c * b->b,
+                               .qs = b->b,
+                               .ks = b->b,
+                               .vs = b->b,
+                               .os = b->b,
+                               .scale = 0.125f};
+}
+static void bench_attend_chunk(const struct chm_kernels *k, const struct bench *b) {
+    const struct chm_attend a = bench_rows(b);
+    k->attend_chunk(&a, at.y, at.z, at.scratch);
+}
+static void bench_attend_backward(const struct chm_kernels *k, const struct bench *b) {
+    const struct chm_attend a = bench_rows(b);
+    memset(at.y, 0, (size_t)(4 * (b->a + b->c) * b->b) * sizeof *at.y);
+    float *y = at.y;
+    k->attend_chunk_backward(&a, at.x, at.z, at.x + 65536, y, y + 65536, y + 131072, y + 196608, y + 262144,
+                             at.scratch);
+}
+
 #define B(label, slot, f, a, b, c, work, unit)                                                                         \
     { label, offsetof(struct chm_kernels, slot), a, b, c, f, work, unit }
 /* multiply-adds of the chunk forms, triangles counted as halves; n rows, d wide */
@@ -1353,6 +1551,13 @@ static const struct bench benches[] = {
       BACKWARD_MACS(64, 64) * 1e-9, "GMAC/s"),
     B("delta_chunk_backward 64 rows 32x32", delta_chunk_backward, bench_chunk_backward, 64, 32, 0,
       BACKWARD_MACS(64, 32) * 1e-9, "GMAC/s"),
+    B("attend 512 entries of 64", attend, bench_attend, 512, 64, 0, 2 * 512 * 64e-9, "GMAC/s"),
+    B("attend 64 entries of 64", attend, bench_attend, 64, 64, 0, 2 * 64 * 64e-9, "GMAC/s"),
+    B("attend 512 entries of 32", attend, bench_attend, 512, 32, 0, 2 * 512 * 32e-9, "GMAC/s"),
+    B("attend_chunk 256 rows of 64 window 512", attend_chunk, bench_attend_chunk, 256, 64, 512, 2 * 256 * 512 * 64e-9,
+      "GMAC/s"),
+    B("attend_chunk_backward 256x64 512", attend_chunk_backward, bench_attend_backward, 256, 64, 512,
+      5 * 256 * 512 * 64e-9, "GMAC/s"),
 };
 
 static void prepare(const struct bench *b) {
@@ -1373,6 +1578,14 @@ static void prepare(const struct bench *b) {
     if (b->run == bench_chunk || b->run == bench_chunk_read || b->run == bench_chunk_backward || b->run == bench_step) {
         for (int64_t i = 0; i < 64; i++) at.u[i] = -0.2f * at.u[i];
         for (int64_t i = 0; i < n; i++) at.x[i] *= 0.125f, at.w[i] *= 0.125f;
+    }
+    if (b->run == bench_attend) {
+        at.list = take(&at.memory, 2 * b->a * (int64_t)sizeof *at.list, 0);
+        for (int64_t e = 0; e < 2 * b->a; e++) at.list[e] = at.w + e * b->b;
+    }
+    if (b->run == bench_attend_chunk || b->run == bench_attend_backward) {
+        const struct chm_attend a = bench_rows(b);
+        backends[0].kernels->attend_chunk(&a, at.y, at.z, at.scratch);
     }
     if (b->run == bench_ternary || b->run == bench_int8 || b->run == bench_dequantise)
         at.activation = make_activation(&at.memory, b->c, b->b, NORMAL);

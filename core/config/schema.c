@@ -123,6 +123,7 @@ static const struct chm_schema_row rows[] = {
     INT("backbone.moe.active_params_per_tok", NULL, 0, COUNT_MAX, "Stated count; the computed one is reported."),
 
     SHAPE("gated_deltanet", CHM_SHAPE_DOCUMENT, "Options of the layer plugin gd.", .planned = "layer plugin"),
+    SHAPE("attention", CHM_SHAPE_DOCUMENT, "Options of the layer plugin attn.", .planned = "layer plugin"),
 
     PLANNED("efla", "layer option", "Exact integration of the delta rule (arXiv:2512.12602)."),
     BOOL("efla.enabled", "false", "On or off."),

@@ -274,6 +274,7 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
     c->error[0] = 0;
     c->tape = NULL;
     c->spare = NULL;
+    c->turns = NULL;
     c->log = NULL;
     c->log_end = &c->log;
     c->layer = c->first_state = c->ordinal = c->loop = 0;

@@ -49,7 +49,9 @@ enum { CHM_FROM_PREVIOUS = -1, CHM_FROM_SLOT = -2 };
 /* One stateful operator met in this pass: what replay and read passes need. */
 typedef struct chm_logged {
     struct chm_logged *next;
-    const chm_recurrence *recurrence; /* NULL: a short convolution */
+    const chm_recurrence *recurrence; /* NULL, and so is window: a short convolution */
+    const chm_window *window;         /* in[] and state[] are the entries and their rings */
+    void *detail;                     /* of a window: window.c */
     const void *layer;
     int layer_index, ordinal; /* the ordinal-th stateful operator of that layer part */
     const char *part;
@@ -101,6 +103,7 @@ struct chm_context {
     int64_t roots;
     int32_t *order, *from, *save; /* [rows], step passes */
     int levels;
+    struct chm_turns *turns; /* rotary positions computed in this pass: rope.c */
 
     uint8_t *const *state_grad; /* [slots] or NULL */
 
@@ -124,11 +127,15 @@ int chm_need_scratch(chm_context *c, size_t bytes); /* at least this much for ev
 /* Parallel over [0, count) unless the whole is too small to be worth waking anyone; cost in rough nanoseconds each. */
 void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg);
 
-/* recur.c, conv.c */
+/* recur.c, conv.c, window.c, rope.c */
 chm_tensor *chm_op_recur(chm_graph *g, const chm_recurrence *r, const void *layer, chm_tensor *const *in,
                          chm_param *const *params, const int *states, int64_t heads, int64_t out_width);
 chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int state);
 chm_tensor *chm_op_diag_scan(chm_graph *g, chm_tensor *decay, chm_tensor *input, int state);
+chm_tensor *chm_op_look(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
+                        chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width);
+chm_tensor *chm_op_rope(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta);
+int chm_window_replay(chm_context *c, const chm_logged *l, const int32_t *rows, int64_t count, chm_stream_state *s);
 int chm_conv_replay(chm_context *c, const chm_logged *l, const int32_t *rows, int64_t count, chm_stream_state *s);
 /* The logged operator of pass 1 at the place where this pass now stands, or NULL. */
 chm_logged *chm_log_find(chm_context *c);

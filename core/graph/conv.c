@@ -186,7 +186,7 @@ chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int 
     const int64_t count = taps ? taps->in : 0;
     if (!taps || !taps->value || taps->out != x->width || x->rows != c->rows.count || state < 0 ||
         at >= c->layout->count || c->layout->item[at].layer != c->layer || c->layout->item[at].rank != 2 ||
-        c->layout->item[at].shape[0] != count - 1 ||
+        c->layout->item[at].ring || c->layout->item[at].shape[0] != count - 1 ||
         c->layout->item[at].heads * c->layout->item[at].shape[1] != x->width)
         return chm_refuse(c, CHM_E_PLUGIN,
                           "%s: a short convolution of %lld columns needs taps [width, n] and the state "

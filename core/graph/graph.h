@@ -42,6 +42,7 @@ typedef struct chm_state_item {
     size_t head_bytes; /* padded to 64 */
     size_t offset;     /* in the blob, 64-byte aligned; head h at offset + h * head_bytes */
     int layer;
+    bool ring; /* shape [entries, width]: the entry of position p at p modulo entries */
 } chm_state_item;
 
 typedef struct chm_state_layout {

@@ -752,4 +752,6 @@ const struct chm_graph_ops chm_graph_table = {
     .tap = op_tap,
     .grad = op_grad,
     .kernels = op_kernels,
+    .look = chm_op_look,
+    .rope = chm_op_rope,
 };

@@ -179,6 +179,7 @@ static void replay_items(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 static int replay(chm_context *c, chm_logged *l, const int32_t *path, int64_t count, chm_stream_state *s) {
+    if (l->window) return chm_window_replay(c, l, path, count, s);
     if (!l->recurrence) return chm_conv_replay(c, l, path, count, s);
     struct recur_job job = {.c = c, .l = l, .path = path, .path_count = count, .stream = s};
     if (chm_need_scratch(c, plugin_scratch(c, l, 1))) return c->status;
@@ -445,7 +446,7 @@ static int check_call(chm_context *c, const chm_recurrence *r, chm_tensor *const
     for (uint32_t i = 0; i < r->n_states; i++) {
         const int at = states ? c->first_state + states[i] : -1;
         if (at < 0 || states[i] < 0 || at >= c->layout->count || c->layout->item[at].layer != c->layer ||
-            c->layout->item[at].heads != heads) {
+            c->layout->item[at].heads != heads || c->layout->item[at].ring) {
             chm_refuse(c, CHM_E_PLUGIN, "%s: %s: state %u is not one of this layer's with %lld heads", c->part, r->name,
                        i, (long long)heads);
             return c->status;

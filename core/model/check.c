@@ -94,8 +94,12 @@ static int count_state(chm_declare *d, const char *name, enum chm_dtype type, in
     return c->states++;
 }
 
+static int count_ring(chm_declare *d, const char *name, int64_t heads, int64_t entries, int64_t width) {
+    return count_state(d, name, CHM_F32, heads, 2, (const int64_t[]){entries, width});
+}
+
 static const struct chm_declare_ops counting_ops = {
-    .size = sizeof(counting_ops), .param = count_param, .state = count_state, .fail = count_fail};
+    .size = sizeof(counting_ops), .param = count_param, .state = count_state, .fail = count_fail, .ring = count_ring};
 
 /* What the plugin of layer `layer` declares under this card. *built is false when there is no such plugin. */
 static int count_layer(const chm_runtime *r, const chm_card *card, const char *name, int layer, part_size *size,

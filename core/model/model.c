@@ -180,8 +180,22 @@ static int declare_state(chm_declare *d, const char *name, enum chm_dtype type, 
     return layout->count++ - s->first_state;
 }
 
-static const struct chm_declare_ops declare_table = {
-    .size = sizeof(struct chm_declare_ops), .param = declare_param, .state = declare_state, .fail = declare_fail};
+static int declare_ring(chm_declare *d, const char *name, int64_t heads, int64_t entries, int64_t width) {
+    struct declaring *s = declaring_of(d);
+    if (!s->status && (entries < 1 || width < 1))
+        REFUSE(s, CHM_E_PLUGIN, "%s: ring '%s' has %lld entries of %lld numbers: at least one of each", s->part,
+               name ? name : "", (long long)entries, (long long)width);
+    const int64_t shape[2] = {entries, width};
+    const int number = declare_state(d, name, CHM_F32, heads, 2, shape);
+    if (number >= 0) s->m->layout.item[s->first_state + number].ring = true;
+    return number;
+}
+
+static const struct chm_declare_ops declare_table = {.size = sizeof(struct chm_declare_ops),
+                                                     .param = declare_param,
+                                                     .state = declare_state,
+                                                     .fail = declare_fail,
+                                                     .ring = declare_ring};
 
 static int declare_layer(chm_model *m, int index, const char *part, const char *plugin_name, chm_layer *layer) {
     const chm_model_config *config = m->config;

@@ -39,6 +39,9 @@ static const struct {
     TRAINING(delta_chunk),
     TRAINING(delta_chunk_read),
     TRAINING(delta_chunk_backward),
+    EXACT(attend),
+    TRAINING(attend_chunk),
+    TRAINING(attend_chunk_backward),
 };
 _Static_assert(CHM_ARRAY_COUNT(slots) <= CHM_MAX_SLOTS, "CHM_MAX_SLOTS is too small");
 /* A slot forgotten above shows here: the table ends where the reserved ones begin. */

@@ -150,6 +150,17 @@ struct chm_int8_matrix {
 };
 
 /*
+ * Rows of one head that attend to a window of keys and values: `before` entries of an earlier segment, then one per
+ * row. Row r sees entries before + r - window + 1 .. before + r, those that exist. Strides in floats from row to row.
+ */
+struct chm_attend {
+    int64_t rows, before, window, dk, dv;
+    const float *q, *k_before, *k, *v_before, *v;
+    int64_t qs, ks, vs, os; /* of q; of both k; of both v; of the output and its gradient */
+    float scale;
+};
+
+/*
  * The kernel table. A backend fills what it does better and leaves the rest NULL; `scalar` fills all and is the
  * definition of right. "exact": the same bytes from every backend (the numeric contract, docs/design.md). The others
  * serve training only, where a backend may differ within the tolerance tests/checkkernels states.
@@ -229,8 +240,26 @@ struct chm_kernels {
                                  const float *log_alpha, const float *beta, int64_t gs, float scale,
                                  const float *const *do_, int64_t os, float *const *dq, float *dk_, float *dv_,
                                  float *dlog_alpha, float *dbeta, float *dS, float *scratch);
-    void *reserved_slots[8];
+
+    /* -- attention -- */
+    /* one row over n >= 1 entries, oldest first, given by their addresses: w_e = e^(scale q.k_e - largest), o = sum(w_e
+     * v_e) * (1 / sum(w_e)). Dots and the sum of w in 16 lanes, the sum over v in order, one accumulator per column;
+     * weight: n floats of scratch. Exact */
+    void (*attend)(const float *q, const float *const *k, const float *const *v, int64_t n, int64_t dk, int64_t dv,
+                   float scale, float *weight, float *o);
+    /* The same for many rows at once, for training: o, and lse[rows] = log(sum e^(scale q.k_e)) for the way back */
+    void (*attend_chunk)(const struct chm_attend *a, float *o, float *lse, float *scratch);
+    /* Gradients, all +=; any of them NULL: not wanted. Laid out as what they are gradients of; o and dout like q with
+     * a->os */
+    void (*attend_chunk_backward)(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
+                                  float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
+                                  float *scratch);
+    void *reserved_slots[5];
 };
+/* scratch floats of the two attention chunk kernels */
+static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {
+    return (size_t)(64 * 64 * 2 + 64 * (dk + dv) * 2 + 64 * 8);
+}
 /* scratch floats of the three chunk kernels */
 static inline size_t chm_delta_scratch(int64_t dk, int64_t dv) {
     return (size_t)(64 * 64 * 8 + 64 * (dk + dv) * 6 + dk * dv * 2 + 64 * 32);

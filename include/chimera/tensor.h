@@ -134,6 +134,52 @@ typedef struct chm_recurrence {
 
 enum { CHM_REC_ALIGNED = 1u }; /* chunks never cross a multiple of chunk_rows in document positions */
 
+/* ---- Windows over rings ------------------------------------------------------------------------------------------ */
+
+/*
+ * A ring is an append-only state: every row adds one entry, and a row sees the last `entries` of them up to its own,
+ * through its ancestors. The rows of a pass are found in the pass, older ones in the stream, where the host keeps each
+ * entry at (position modulo entries). So nothing is copied for a tree of rows and trying costs nothing to forget.
+ * An entry is `width` floats which the host copies and never computes with: bits may travel in them.
+ */
+enum { CHM_MAX_RINGS = 4 };
+
+/* Training: what the rows of one head see of one ring. Entries count from the oldest: `before` of them precede the
+ * rows, and row r's own is number before + r; row r sees the last `entries` up to that one. */
+typedef struct chm_ring_rows {
+    int64_t entries, width;
+    int64_t before;              /* less than `entries`: what the first row can still see */
+    int64_t stride;              /* floats from one entry to the next, in all four arrays */
+    const float *carried, *rows; /* [before], [h->rows] */
+    float *dcarried, *drows;     /* their gradients, +=; NULL: not wanted. Only in chunk_backward */
+} chm_ring_rows;
+
+/*
+ * A rule that reads rings. `look` is the definition and all that inference runs; the chunk forms are for training. The
+ * asks are the row's own questions; a later loop pass asks anew of the entries that the first pass wrote. In chm_head,
+ * in_width and in_stride count the asks first, then the entries.
+ */
+typedef struct chm_window {
+    uint32_t size; /* sizeof(chm_window) */
+    uint32_t n_asks, n_rings;
+    uint32_t flags; /* none defined: 0 */
+    const char *name;
+
+    size_t (*scratch_bytes)(const chm_head *h); /* NULL: 0 */
+    /* mandatory: the output of one row. entry[i] lists the count[i] entries of ring i it sees, oldest first; the last
+     * is its own */
+    void (*look)(const chm_head *h, const float *const *ask, const int64_t *count, const float *const *const *entry,
+                 float *out);
+
+    /* Training, over h->rows rows of one document. NULL chunk: the window cannot be trained. */
+    size_t (*saved_bytes)(const chm_head *h); /* h->saved from chunk to chunk_backward; NULL: 0 */
+    void (*chunk)(const chm_head *h, const float *const *ask, const chm_ring_rows *ring, float *out);
+    /* dask and the gradients in `ring` += ; dask[i] NULL: not wanted */
+    void (*chunk_backward)(const chm_head *h, const float *const *ask, const chm_ring_rows *ring, const float *out,
+                           const float *dout, float *const *dask);
+    void *reserved[4];
+} chm_window;
+
 /* ---- Operators of one's own -------------------------------------------------------------------------------------- */
 
 /* A row-wise operator with its gradient: out[r] = f(in_0[r], ...). Called on blocks of rows, from several threads. */
@@ -173,6 +219,9 @@ struct chm_graph_ops {
     chm_tensor *(*tap)(chm_graph *g, const char *name, chm_tensor *x);
     float *(*grad)(chm_graph *g, chm_tensor *x);
     const struct chm_kernels *(*kernels)(chm_graph *g);
+    chm_tensor *(*look)(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
+                        chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width);
+    chm_tensor *(*rope)(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta);
 };
 
 struct chm_graph {
@@ -231,6 +280,17 @@ static inline chm_tensor *chm_recur(chm_graph *g, const chm_recurrence *r, const
                                     chm_param *const *params, const int *states, int64_t heads, int64_t out_width) {
     return g->ops->recur(g, r, layer, in, params, states, heads, out_width);
 }
+/* Look back through a window: ask[i] is [rows, heads * ask_width], entry[i] [rows, heads * width of rings[i]], which is
+ * appended to that ring; the result is [rows, heads * out_width]. */
+static inline chm_tensor *chm_look(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
+                                   chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width) {
+    return g->ops->look(g, w, layer, ask, entry, rings, heads, out_width);
+}
+/* Rotary positions: in each `group` columns, columns i and i + rotary/2 of the first `rotary` (even, at most group)
+ * turn by position * theta^(-2i / rotary), i < rotary/2; the rest stay. arXiv:2104.09864 */
+static inline chm_tensor *chm_rope(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta) {
+    return g->ops->rope(g, x, group, rotary, theta);
+}
 static inline chm_tensor *chm_apply(chm_graph *g, const chm_operator *op, const void *self, chm_tensor *const *in,
                                     int64_t out_width) {
     return g->ops->apply(g, op, self, in, out_width);
@@ -285,6 +345,7 @@ struct chm_declare_ops {
                         const int64_t *shape);
     int (*state)(chm_declare *d, const char *name, enum chm_dtype type, int64_t heads, int rank, const int64_t *shape);
     int (*fail)(chm_declare *d, const char *format, ...);
+    int (*ring)(chm_declare *d, const char *name, int64_t heads, int64_t entries, int64_t width);
 };
 struct chm_declare {
     const struct chm_declare_ops *ops;
@@ -313,6 +374,12 @@ static inline int chm_declare_state(chm_declare *d, const char *name, enum chm_d
 static inline int chm_declare_conv_state(chm_declare *d, const char *name, int64_t heads, int64_t width, int64_t taps) {
     const int64_t shape[2] = {taps - 1, heads > 0 ? width / heads : 0};
     return d->ops->state(d, name, CHM_F32, heads, 2, shape);
+}
+
+/* A ring for chm_look(): `heads` equal parts of `entries` x `width` floats, 4 bytes each, empty at the start of every
+ * document. Returns its number among the layer's states, or -1. */
+static inline int chm_declare_ring(chm_declare *d, const char *name, int64_t heads, int64_t entries, int64_t width) {
+    return d->ops->ring(d, name, heads, entries, width);
 }
 
 static inline chm_init chm_normal(float deviation) {

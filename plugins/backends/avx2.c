@@ -547,6 +547,55 @@ static void f32_matmul(const float *w, int64_t out0, int64_t out1, int64_t in, c
     }
 }
 
+/* ---- Attention, one row ------------------------------------------------------------------------------------------ */
+
+/* weight[e] = scale * q.k[e] for `count` entries at once, 16 lanes each; q is loaded once for all */
+ALWAYS_INLINE void attend_dots(const float *q, const float *const *k, int64_t dk, float scale, float *weight,
+                               const int count) {
+    __m256 s[4][2];
+    UNROLL for (int e = 0; e < count; e++) s[e][0] = s[e][1] = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 16 <= dk; i += 16) UNROLL for (int l = 0; l < 2; l++) {
+            const __m256 u = _mm256_loadu_ps(q + i + 8 * l);
+            UNROLL for (int e = 0; e < count; e++) s[e][l] =
+                _mm256_add_ps(s[e][l], _mm256_mul_ps(u, _mm256_loadu_ps(k[e] + i + 8 * l)));
+        }
+    if (i < dk) UNROLL for (int l = 0; l < 2; l++) {
+            const __m256i mask = lane_mask(dk - i - 8 * l);
+            const __m256 u = _mm256_maskload_ps(q + i + 8 * l, mask);
+            UNROLL for (int e = 0; e < count; e++) s[e][l] =
+                _mm256_add_ps(s[e][l], _mm256_mul_ps(u, _mm256_maskload_ps(k[e] + i + 8 * l, mask)));
+        }
+    UNROLL for (int e = 0; e < count; e++) weight[e] = scale * fold(s[e][0], s[e][1]);
+}
+
+/* 64 value columns have their sums in 8 registers */
+ALWAYS_INLINE void attend_columns(const float *weight, const float *const *v, int64_t n, int64_t first, float factor,
+                                  float *o, const int vectors) {
+    __m256 s[8];
+    UNROLL for (int j = 0; j < vectors; j++) s[j] = _mm256_setzero_ps();
+    for (int64_t e = 0; e < n; e++) {
+        const __m256 w = _mm256_broadcast_ss(weight + e);
+        const float *from = v[e] + first;
+        UNROLL for (int j = 0; j < vectors; j++) s[j] =
+            _mm256_add_ps(s[j], _mm256_mul_ps(w, _mm256_loadu_ps(from + 8 * j)));
+    }
+    UNROLL for (int j = 0; j < vectors; j++)
+        _mm256_storeu_ps(o + first + 8 * j, _mm256_mul_ps(s[j], _mm256_set1_ps(factor)));
+}
+
+static void attend(const float *q, const float *const *k, const float *const *v, int64_t n, int64_t dk, int64_t dv,
+                   float scale, float *weight, float *o) {
+    int64_t e = 0;
+    for (; e + 4 <= n; e += 4) attend_dots(q, k + e, dk, scale, weight + e, 4);
+    for (; e < n; e++) attend_dots(q, k + e, dk, scale, weight + e, 1);
+    const float factor = 1.0f / portable_softmax_weights(weight, n);
+    int64_t j = 0;
+    for (; j + 64 <= dv; j += 64) attend_columns(weight, v, n, j, factor, o, 8);
+    for (; j + 16 <= dv; j += 16) attend_columns(weight, v, n, j, factor, o, 2);
+    if (j < dv) portable_weighted_sum(weight, v, n, j, (int)(dv - j), factor, o);
+}
+
 static const struct chm_backend_ops avx2_ops = {
     .size = sizeof(struct chm_backend_ops),
     .rank = 200,
@@ -575,6 +624,9 @@ static const struct chm_backend_ops avx2_ops = {
             .delta_chunk = chm_avx2_delta_chunk,
             .delta_chunk_read = chm_avx2_delta_chunk_read,
             .delta_chunk_backward = chm_avx2_delta_chunk_backward,
+            .attend = attend,
+            .attend_chunk = chm_avx2_attend_chunk,
+            .attend_chunk_backward = chm_avx2_attend_chunk_backward,
         },
 };
 

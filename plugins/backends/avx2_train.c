@@ -119,3 +119,19 @@ void chm_avx2_delta_chunk_backward(const float *S, int64_t dk, int64_t dv, int64
     avx2_delta_chunk_backward(S, dk, dv, rows, n_ask, q, qs, k, ks, v, vs, log_alpha, beta, gs, scale, do_, os, dq, dk_,
                               dv_, dlog_alpha, dbeta, dS, scratch);
 }
+
+/* ---- Attention over a window ------------------------------------------------------------------------------------- */
+
+#define ATTEND_NAME(x) avx2_##x
+#define ATTEND_GEMM    gemm
+#include "attend_chunk.h"
+
+void chm_avx2_attend_chunk(const struct chm_attend *a, float *o, float *lse, float *scratch) {
+    avx2_attend_chunk(a, o, lse, scratch);
+}
+
+void chm_avx2_attend_chunk_backward(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
+                                    float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
+                                    float *scratch) {
+    avx2_attend_chunk_backward(a, o, lse, dout, dq, dk_before, dk_, dv_before, dv_, scratch);
+}

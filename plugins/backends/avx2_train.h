@@ -18,5 +18,9 @@ void chm_avx2_delta_chunk_backward(const float *S, int64_t dk, int64_t dv, int64
                                    int64_t vs, const float *log_alpha, const float *beta, int64_t gs, float scale,
                                    const float *const *do_, int64_t os, float *const *dq, float *dk_, float *dv_,
                                    float *dlog_alpha, float *dbeta, float *dS, float *scratch);
+void chm_avx2_attend_chunk(const struct chm_attend *a, float *o, float *lse, float *scratch);
+void chm_avx2_attend_chunk_backward(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
+                                    float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
+                                    float *scratch);
 
 #endif

@@ -545,6 +545,45 @@ static inline void portable_delta_read(const float *S, int64_t dk, int64_t dv, c
     }
 }
 
+/* ---- Attention, one row ------------------------------------------------------------------------------------------ */
+
+/* weight[e] becomes e^(weight[e] - largest); returns the sum */
+static inline float portable_softmax_weights(float *weight, int64_t n) {
+    const float shift = portable_shift(weight, n);
+    float s[PORTABLE_LANES] = {0};
+    for (int64_t e = 0; e < n; e++) weight[e] = portable_exp(weight[e] - shift);
+    int64_t e = 0;
+    for (; e + PORTABLE_LANES <= n; e += PORTABLE_LANES)
+        for (int l = 0; l < PORTABLE_LANES; l++) s[l] += weight[e + l];
+    for (int l = 0; e + l < n; l++) s[l] += weight[e + l];
+    return portable_fold(s);
+}
+
+/* o[j] = factor * sum_e weight[e] v[e][first + j], e in order */
+static inline void portable_weighted_sum(const float *weight, const float *const *v, int64_t n, int64_t first,
+                                         const int columns, float factor, float *o) {
+    float s[PORTABLE_STRIP] = {0};
+    for (int64_t e = 0; e < n; e++) {
+        const float *from = v[e] + first;
+        const float w = weight[e];
+        for (int j = 0; j < columns; j++) s[j] = s[j] + w * from[j];
+    }
+    for (int j = 0; j < columns; j++) o[first + j] = s[j] * factor;
+}
+
+static inline void portable_attend(const float *q, const float *const *k, const float *const *v, int64_t n, int64_t dk,
+                                   int64_t dv, float scale, float *weight, float *o) {
+    for (int64_t e = 0; e < n; e++) weight[e] = scale * portable_dot(q, k[e], dk);
+    const float factor = 1.0f / portable_softmax_weights(weight, n);
+    for (int64_t j = 0; j < dv; j += PORTABLE_STRIP) {
+        const int columns = (int)portable_min(PORTABLE_STRIP, dv - j);
+        if (columns == PORTABLE_STRIP)
+            portable_weighted_sum(weight, v, n, j, PORTABLE_STRIP, factor, o);
+        else
+            portable_weighted_sum(weight, v, n, j, columns, factor, o);
+    }
+}
+
 /* ---- Training: rows and vectors ---------------------------------------------------------------------------------- */
 
 static inline void portable_unary_backward(enum chm_unary op, const float *x, const float *y, const float *dy,

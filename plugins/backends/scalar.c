@@ -9,6 +9,10 @@
 #define DELTA_GEMM    portable_gemm
 #include "delta_chunk.h"
 
+#define ATTEND_NAME(x) scalar_##x
+#define ATTEND_GEMM    portable_gemm
+#include "attend_chunk.h"
+
 static const struct chm_backend_ops scalar_ops = {
     .size = sizeof(struct chm_backend_ops),
     .rank = 0,
@@ -38,6 +42,9 @@ static const struct chm_backend_ops scalar_ops = {
             .delta_chunk = scalar_delta_chunk,
             .delta_chunk_read = scalar_delta_chunk_read,
             .delta_chunk_backward = scalar_delta_chunk_backward,
+            .attend = portable_attend,
+            .attend_chunk = scalar_attend_chunk,
+            .attend_chunk_backward = scalar_attend_chunk_backward,
         },
 };
 

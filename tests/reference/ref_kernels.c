@@ -267,3 +267,52 @@ void ref_delta_backward(const double *S, int64_t dk, int64_t dv, int64_t rows, i
     free(u);
     free(du);
 }
+
+void ref_attend(const struct chm_attend *a, double *o, double *lse, const double *dout, double *dq, double *dk_,
+                double *dv_) {
+    const int64_t all = a->before + a->rows;
+    double *p = malloc((size_t)all * sizeof *p);
+    if (p == NULL) abort();
+    for (int64_t i = 0; dout != NULL && i < all * a->dk; i++) dk_[i] = 0;
+    for (int64_t i = 0; dout != NULL && i < all * a->dv; i++) dv_[i] = 0;
+    for (int64_t r = 0; r < a->rows; r++) {
+        const int64_t last = a->before + r, first = last - a->window + 1 > 0 ? last - a->window + 1 : 0;
+        const float *q = a->q + r * a->qs;
+        double most = -INFINITY, sum = 0;
+        for (int64_t e = first; e <= last; e++) {
+            const float *k = e < a->before ? a->k_before + e * a->ks : a->k + (e - a->before) * a->ks;
+            p[e] = 0;
+            for (int64_t i = 0; i < a->dk; i++) p[e] += (double)q[i] * k[i];
+            p[e] *= a->scale;
+            most = fmax(most, p[e]);
+        }
+        for (int64_t e = first; e <= last; e++) sum += exp(p[e] - most);
+        if (lse != NULL) lse[r] = most + log(sum);
+        for (int64_t e = first; e <= last; e++) p[e] = exp(p[e] - most) / sum;
+        for (int64_t j = 0; j < a->dv; j++) {
+            o[r * a->dv + j] = 0;
+            for (int64_t e = first; e <= last; e++)
+                o[r * a->dv + j] +=
+                    p[e] * (e < a->before ? a->v_before[e * a->vs + j] : a->v[(e - a->before) * a->vs + j]);
+        }
+        if (dout == NULL) continue;
+        double along = 0; /* sum of p dp */
+        for (int64_t j = 0; j < a->dv; j++) along += dout[r * a->dv + j] * o[r * a->dv + j];
+        for (int64_t i = 0; i < a->dk; i++) dq[r * a->dk + i] = 0;
+        for (int64_t e = first; e <= last; e++) {
+            const float *k = e < a->before ? a->k_before + e * a->ks : a->k + (e - a->before) * a->ks;
+            const float *v = e < a->before ? a->v_before + e * a->vs : a->v + (e - a->before) * a->vs;
+            double dp = 0;
+            for (int64_t j = 0; j < a->dv; j++) {
+                dp += dout[r * a->dv + j] * v[j];
+                dv_[e * a->dv + j] += p[e] * dout[r * a->dv + j];
+            }
+            const double ds = p[e] * (dp - along) * a->scale;
+            for (int64_t i = 0; i < a->dk; i++) {
+                dq[r * a->dk + i] += ds * k[i];
+                dk_[e * a->dk + i] += ds * q[i];
+            }
+        }
+    }
+    free(p);
+}

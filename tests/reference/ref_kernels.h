@@ -42,4 +42,12 @@ void ref_delta_backward(const double *S, int64_t dk, int64_t dv, int64_t rows, i
                         const float *const *dout, double *const *dq, double *dk_, double *dv_, double *dlog_alpha,
                         double *dbeta, double *dS);
 
+/*
+ * Softmax attention over a window, score by score: o[rows][dv], side by side, lse[rows] (NULL: not wanted). With dout
+ * (o's layout) the gradients too: dq[rows][dk], and for all before + rows entries dk_[...][dk], dv_[...][dv]; written,
+ * not added.
+ */
+void ref_attend(const struct chm_attend *a, double *o, double *lse, const double *dout, double *dq, double *dk_,
+                double *dv_);
+
 #endif
