@@ -24,6 +24,9 @@ const char *chm_error(void); /* public, chimera.h */
 
 /* ---- log: stderr, one line a message; level from chm_log_set_level (default INFO) ---- */
 void chm_log_set_level(enum chm_log_level level);
+/* Where lines go instead, without "chimera: " and the newline; NULL: stderr. */
+typedef void (*chm_log_writer)(const char *line);
+void chm_log_to(chm_log_writer writer);
 void chm_log(enum chm_log_level level, const char *format, ...) CHM_PRINTF(2, 3);
 
 /* ---- memory: every allocation of libchimera goes through these, so that tests can fail each in turn ---- */

@@ -41,6 +41,9 @@ CHM_EXPORT const char *chm_error(void) { return sentence; }
 
 void chm_log_set_level(enum chm_log_level level) { atomic_store(&log_level, (int)level); }
 
+static _Atomic(chm_log_writer) log_writer;
+void chm_log_to(chm_log_writer writer) { atomic_store(&log_writer, writer); }
+
 void chm_log(enum chm_log_level level, const char *format, ...) {
     static const char *const names[] = {
         [CHM_LOG_ERROR] = "error: ", [CHM_LOG_WARN] = "warning: ", [CHM_LOG_INFO] = "", [CHM_LOG_DEBUG] = "debug: "};
@@ -50,6 +53,13 @@ void chm_log(enum chm_log_level level, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    const chm_log_writer writer = atomic_load(&log_writer);
+    if (writer) {
+        char line[SENTENCE + 16];
+        snprintf(line, sizeof line, "%s%s", names[level], text);
+        writer(line);
+        return;
+    }
     /* One call a line, so that lines of several threads do not mix. */
     fprintf(stderr, "chimera: %s%s\n", names[level], text);
 }

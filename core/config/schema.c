@@ -1,5 +1,6 @@
 /* schema.c: the rows. Defaults are the seed card's values wherever they do not depend on the size of the model. */
 #include "config/schema.h"
+#include <chimera/chimera.h> /* ranges of sampling */
 #include <string.h>
 
 #define VALUE(path_, type_, def_, min_, max_, choices_, lmin_, lmax_, doc_)                                            \
@@ -354,10 +355,11 @@ static const struct chm_schema_row rows[] = {
     FLOAT("modes.*.audit", NULL, 0, 1, "Part of the spans that are verified."),
 
     ALWAYS("generation", "How tokens are chosen."),
-    FLOAT("generation.temperature", "0.7", 0, 100, "Divides the logits; 0 takes the best token."),
-    FLOAT("generation.top_p", "0.92", 0, 1, "Smallest set of tokens with this probability; 1: all."),
-    FLOAT("generation.repetition_penalty", "1.08", 0.01, 100, "Divides the logits of tokens already written; 1: none."),
-    INT("generation.max_new_tokens", "4096", 0, 1e12, "Most tokens to write."),
+    FLOAT("generation.temperature", "0.7", 0, CHM_TEMPERATURE_MAX, "Divides the logits; 0 takes the best token."),
+    FLOAT("generation.top_p", "0.92", CHM_TOP_P_MIN, 1, "Smallest set of tokens with this probability; 1: all."),
+    FLOAT("generation.repetition_penalty", "1.08", CHM_REPEAT_PENALTY_MIN, CHM_REPEAT_PENALTY_MAX,
+          "Divides the logits of tokens already written; 1: none."),
+    INT("generation.max_new_tokens", "4096", 1, CHM_NEW_TOKENS_MAX, "Most tokens to write."),
     BOOL("generation.do_sample", "true", "Sample; otherwise take the best token."),
     BOOL("generation.stream", "true", "Write as tokens come."),
 

@@ -87,13 +87,21 @@ int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, con
         status = chm_fail(CHM_E_CONFIG, "there is nothing to go on from: give a prompt of at least one byte");
         goto out;
     }
-    if (count > 0)
-        status = chm_stream_feed(s, ids, count, &logits);
-    else
-        logits = s->logits;
-    if (status != CHM_OK) goto out;
+    if (count == 0) logits = s->logits;
+    /* in pieces of one pass, which changes no byte, so that a reader who has had enough is heard */
+    bool stopped = false;
+    for (int64_t at = 0; at < count && !stopped; at += CHM_PASS_ROWS) {
+        const int64_t piece = CHM_MIN(CHM_PASS_ROWS, count - at);
+        const bool last = at + piece == count;
+        if ((status = chm_stream_feed(s, ids + at, piece, last ? &logits : NULL)) != CHM_OK) goto out;
+        done.prompt_tokens += piece;
+        stopped = !last && emit != NULL && emit(user, "", 0) != 0;
+    }
+    if (stopped) {
+        done.prefill_seconds = chm_now() - start;
+        goto out;
+    }
     for (int64_t i = CHM_MAX(0, count - sampling->repeat_last); i < count; i++) chm_sampler_saw(&sampler, ids[i]);
-    done.prompt_tokens = count;
     done.prefill_seconds = chm_now() - start;
 
     start = chm_now();

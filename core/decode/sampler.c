@@ -3,24 +3,24 @@
 #include <math.h>
 #include <string.h>
 
-enum { REPEAT_LAST_MAX = 1 << 20 };
-
 int chm_sampling_check(const chm_sampling *s) {
     if (s->size != sizeof(*s))
         return chm_fail(CHM_E_CONFIG, "chm_sampling has size %u, this library expects %zu", s->size, sizeof(*s));
     /* written so that NaN is refused */
-    if (!(s->temperature >= 0 && s->temperature <= 100))
-        return chm_fail(CHM_E_CONFIG, "temperature %g: a number 0..100 (0 takes the most likely token)",
-                        s->temperature);
-    if (s->top_k < 0) return chm_fail(CHM_E_CONFIG, "top_k %d: 0 (off) or more tokens to keep", s->top_k);
-    if (!(s->top_p > 0 && s->top_p <= 1))
-        return chm_fail(CHM_E_CONFIG, "top_p %g: a probability above 0, up to 1 (off)", s->top_p);
+    if (!(s->temperature >= 0 && s->temperature <= CHM_TEMPERATURE_MAX))
+        return chm_fail(CHM_E_CONFIG, "temperature %g: a number 0..%d (0 takes the most likely token)", s->temperature,
+                        CHM_TEMPERATURE_MAX);
+    if (s->top_k < 0 || s->top_k > CHM_TOP_K_MAX)
+        return chm_fail(CHM_E_CONFIG, "top_k %d: 0 (off) .. %d tokens to keep", s->top_k, CHM_TOP_K_MAX);
+    if (!(s->top_p >= CHM_TOP_P_MIN && s->top_p <= 1))
+        return chm_fail(CHM_E_CONFIG, "top_p %g: a probability %g..1 (1 is off)", s->top_p, CHM_TOP_P_MIN);
     if (!(s->min_p >= 0 && s->min_p <= 1))
         return chm_fail(CHM_E_CONFIG, "min_p %g: a probability 0 (off) .. 1", s->min_p);
-    if (!(s->repeat_penalty > 0 && s->repeat_penalty <= 100))
-        return chm_fail(CHM_E_CONFIG, "repeat_penalty %g: a factor above 0, up to 100 (1 is off)", s->repeat_penalty);
-    if (s->repeat_last < 0 || s->repeat_last > REPEAT_LAST_MAX)
-        return chm_fail(CHM_E_CONFIG, "repeat_last %d: 0 (off) .. %d tokens", s->repeat_last, REPEAT_LAST_MAX);
+    if (!(s->repeat_penalty >= CHM_REPEAT_PENALTY_MIN && s->repeat_penalty <= CHM_REPEAT_PENALTY_MAX))
+        return chm_fail(CHM_E_CONFIG, "repeat_penalty %g: a factor %g..%d (1 is off)", s->repeat_penalty,
+                        CHM_REPEAT_PENALTY_MIN, CHM_REPEAT_PENALTY_MAX);
+    if (s->repeat_last < 0 || s->repeat_last > CHM_REPEAT_LAST_MAX)
+        return chm_fail(CHM_E_CONFIG, "repeat_last %d: 0 (off) .. %d tokens", s->repeat_last, CHM_REPEAT_LAST_MAX);
     return CHM_OK;
 }
 

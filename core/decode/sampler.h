@@ -30,8 +30,7 @@ typedef struct chm_sampler {
     int64_t recent_at, recent_count;
 } chm_sampler;
 
-/* CHM_E_CONFIG for settings out of range: temperature 0..100, top_k >= 0, top_p in (0,1], min_p in [0,1],
- * repeat_penalty in (0,100], repeat_last 0..2^20. */
+/* CHM_E_CONFIG for settings out of the ranges that chimera.h gives beside chm_sampling. */
 int chm_sampling_check(const chm_sampling *s);
 int chm_sampler_init(chm_sampler *s, const struct chm_kernels *kernels, const chm_sampling *settings, int64_t vocab);
 void chm_sampler_finish(chm_sampler *s);

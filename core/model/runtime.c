@@ -11,6 +11,7 @@
 #endif
 
 const char *chm_version(void) { return CHM_VERSION; }
+uint32_t chm_plugin_abi(void) { return CHM_ABI; }
 
 /* ---- runtime ----------------------------------------------------------------------------------------------------- */
 
@@ -48,6 +49,7 @@ int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out) {
         return chm_fail(CHM_E_CONFIG, "%d threads: 1..%d, or 0 for the CPUs of this process", options->threads,
                         CHM_MAX_THREADS);
     chm_log_set_level(options->verbosity < 0 ? CHM_LOG_ERROR : options->verbosity > 0 ? CHM_LOG_DEBUG : CHM_LOG_INFO);
+    chm_log_to(options->log);
     chm_runtime *r = chm_alloc(sizeof(*r));
     if (r == NULL) return CHM_E_MEMORY;
     int status = CHM_OK;
@@ -81,10 +83,10 @@ void chm_runtime_destroy(chm_runtime *r) {
 
 int chm_runtime_threads(const chm_runtime *r) { return r->threads; }
 
-char *chm_kernels_used(chm_runtime *r) {
+static char *name_kernels(const chm_runtime *r, bool exact) {
     chm_string s = {0};
     for (size_t i = 0; i < r->kernels.slots; i++)
-        if (r->kernels.exact[i])
+        if (r->kernels.exact[i] == exact)
             chm_string_add(&s, "%s%s=%s", s.length ? " " : "", r->kernels.slot[i],
                            r->kernels.backend[i] ? r->kernels.backend[i] : "none");
     if (s.failed || s.text == NULL) {
@@ -94,6 +96,9 @@ char *chm_kernels_used(chm_runtime *r) {
     }
     return s.text;
 }
+
+char *chm_kernels_used(chm_runtime *r) { return name_kernels(r, true); }
+char *chm_kernels_training(chm_runtime *r) { return name_kernels(r, false); }
 
 int chm_doctor(chm_runtime *r, chm_output format, FILE *out) {
     return chm_report_doctor(&r->registry, r->backend, r->require_backend, out, format);

@@ -187,10 +187,10 @@ void chm_train_forecast(chm_trainer *t, double step_seconds, double other_second
                       amount((double)passes, d), amount((double)(p.streams + p.data), e), amount((double)total, f));
     chm_train_message(
         t,
-        "run: %lld steps of %lld tokens (%lld streams of %lld, %lld rows a pass), %lld tokens, %.2f times "
+        "run: %lld step%s of %lld tokens (%lld streams of %lld, %lld rows a pass), %lld tokens, %.2f times "
         "the data; about %.0f tokens/s, %s in all",
-        (long long)t->run.steps, (long long)per_step, (long long)t->batch.streams, (long long)t->batch.rows,
-        (long long)(t->micro * t->batch.rows), (long long)(t->run.steps * per_step),
+        (long long)t->run.steps, t->run.steps == 1 ? "" : "s", (long long)per_step, (long long)t->batch.streams,
+        (long long)t->batch.rows, (long long)(t->micro * t->batch.rows), (long long)(t->run.steps * per_step),
         (double)(t->run.steps * per_step) / (double)t->corpus.tokens, (double)per_step / step_seconds,
         duration((double)t->run.steps * step_seconds + other_seconds, a));
 }

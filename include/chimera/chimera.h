@@ -25,6 +25,7 @@ extern "C" {
 /* The last failure's sentence of this thread, "" when there was none. Several problems are separated by newlines. */
 CHM_PUBLIC const char *chm_error(void);
 CHM_PUBLIC const char *chm_version(void); /* "0.1.0" */
+CHM_PUBLIC uint32_t chm_plugin_abi(void); /* CHM_ABI of plugin.h, as this library was built */
 
 /* Format of a table or report: "text", "json", "csv" or "md". */
 typedef enum chm_output { CHM_OUTPUT_TEXT, CHM_OUTPUT_JSON, CHM_OUTPUT_CSV, CHM_OUTPUT_MD } chm_output;
@@ -40,6 +41,8 @@ typedef struct chm_runtime_options {
     bool require_backend;    /* refuse when `backend` leaves an inference slot to another */
     int32_t verbosity;       /* -1 quiet, 0, 1 */
     bool reports_only;       /* made even where no kernels can be chosen: chm_doctor, chm_plugins_*, chm_check */
+    /* gets what would go to stderr, a line without its newline; NULL: stderr. Of the last runtime that was created */
+    void (*log)(const char *line);
 } chm_runtime_options;
 CHM_PUBLIC int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out);
 CHM_PUBLIC void chm_runtime_destroy(chm_runtime *r);
@@ -173,6 +176,15 @@ CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n,
 CHM_PUBLIC int chm_stream_try(chm_stream *s, const int32_t *ids, const int32_t *parent, int64_t n, float *logits);
 CHM_PUBLIC int chm_stream_accept(chm_stream *s, const int32_t *path, int64_t n);
 
+/* What the members below may be; the card's generation section and the command accept the same. */
+#define CHM_TEMPERATURE_MAX    100
+#define CHM_TOP_K_MAX          (1 << 24)
+#define CHM_TOP_P_MIN          1e-9
+#define CHM_REPEAT_PENALTY_MIN 1e-3
+#define CHM_REPEAT_PENALTY_MAX 100
+#define CHM_REPEAT_LAST_MAX    (1 << 20)
+#define CHM_NEW_TOKENS_MAX     1e12
+
 typedef struct chm_sampling {
     uint32_t size;
     int32_t top_k;         /* 0: off */
@@ -193,8 +205,9 @@ typedef struct chm_generate_result {
 } chm_generate_result;
 /* Feeds the prompt (after an end-of-text mark where the stream stands at 0), then samples up to n tokens (0: the card's
  * generation.max_new_tokens) and stops at end of text. The stream reads what it wrote. emit gets whole
- * characters, as they become complete, and the rest at the end; non-zero stops. sampling NULL: the card's. The same
- * seed gives the same text on every machine. */
+ * characters, as they become complete, and the rest at the end; and no bytes (0) now and then while a long prompt is
+ * read. Non-zero from it stops, there and then. sampling NULL: the card's. The same seed gives the same text on every
+ * machine. */
 CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, const chm_sampling *sampling,
                             int (*emit)(void *user, const void *text, size_t bytes), void *user,
                             chm_generate_result *result);
@@ -222,6 +235,8 @@ typedef struct chm_eval_result {
 CHM_PUBLIC int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result);
 /* The kernels that inference runs, as "slot=backend ..." ; free with chm_text_free. */
 CHM_PUBLIC char *chm_kernels_used(chm_runtime *r);
+/* Those that only training runs. */
+CHM_PUBLIC char *chm_kernels_training(chm_runtime *r);
 CHM_PUBLIC void chm_text_free(char *text);
 
 typedef struct chm_bench_options {
