@@ -34,18 +34,16 @@ static const struct cli_example examples[] = {
 };
 
 static int run_bench(struct cli *c) {
-    const chm_overlay overlay = cli_overlay(c);
     chm_model *model = NULL;
-    int status = chm_open(c->runtime, c->arguments[0], &overlay, false, &model);
-    if (status == CHM_OK) {
-        const chm_bench_options o = {.size = sizeof(o),
-                                     .repeats = (int32_t)cli_get(c, "repeats")->integer,
-                                     .prefill_tokens = cli_get(c, "prefill")->integer,
-                                     .decode_tokens = cli_get(c, "decode")->integer};
-        status = chm_bench(c->runtime, model, &o, cli_format(c), stdout);
-    }
+    int status = cli_open_model(c, &model);
+    if (status != CHM_OK) return status;
+    const chm_bench_options o = {.size = sizeof(o),
+                                 .repeats = (int32_t)cli_get(c, "repeats")->integer,
+                                 .prefill_tokens = cli_get(c, "prefill")->integer,
+                                 .decode_tokens = cli_get(c, "decode")->integer};
+    status = cli_report(chm_bench(c->runtime, model, &o, cli_format(c), stdout));
     chm_close(model);
-    return cli_report(status);
+    return status;
 }
 
 const struct cli_command cli_bench = {

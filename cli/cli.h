@@ -1,6 +1,7 @@
 /*
  * cli.h: the command table of `chimera`. One description of each command (options, types, ranges, words, examples)
- * drives parsing, -h, --help and the suggestions for what was mistyped.
+ * drives parsing, -h, --help, the manual pages, the shells' completion, the tables of docs/reference.md and the
+ * suggestions for what was mistyped.
  *
  * Every file here includes <chimera/chimera.h> and libc, and nothing else of the library.
  */
@@ -30,7 +31,9 @@ struct cli_option {
     const char *name; /* "data": --data */
     char letter;      /* 'o': -o; 0: none */
     enum cli_type type;
-    const char *value;   /* placeholder in help: "FILE" */
+    /* placeholder in help; it also says what a shell completes: "FILE", "OUT", "X.safetensors", "MODEL.b158": files;
+     * "DIR": directories; "BACKEND", "KIND", "PLUGIN": such names; anything else: nothing */
+    const char *value;
     const char *choices; /* "text|json" */
     double min, max;
     const char *unit; /* "seconds"; in messages */
@@ -54,17 +57,19 @@ struct cli_example {
 
 struct cli;
 struct cli_command {
-    const char *name, *arguments; /* "train", "CARD" */
-    const char *summary;          /* one line */
-    const char *text;             /* a paragraph or two for --help */
+    /* "train", "CARD"; "plugins list" is a command of its own, found behind "plugins". Arguments complete as the
+     * placeholders of options do; "CARD" and "MODEL" are files, "a|b" are words */
+    const char *name, *arguments;
+    const char *summary; /* one line */
+    const char *text;    /* a paragraph or two for --help */
     int min_arguments, max_arguments;
     const struct cli_option *options;
     size_t option_count;
     const struct cli_example *examples;
     size_t example_count;
-    bool no_runtime;   /* runs without looking for plugins */
-    bool reports_only; /* runs no model */
-    int (*run)(struct cli *c);
+    bool no_runtime;           /* runs without looking for plugins */
+    bool reports_only;         /* runs no model */
+    int (*run)(struct cli *c); /* NULL: a group, of which only the commands behind it run */
 };
 
 struct cli {
@@ -77,11 +82,19 @@ struct cli {
     int verbosity; /* -1, 0, 1 */
 };
 
-extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_check, cli_plugins, cli_doctor,
-    cli_bench, cli_layer, cli_tokenizer, cli_version, cli_help;
+extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_check, cli_bench, cli_layer,
+    cli_layer_test, cli_tokenizer, cli_tokenizer_train, cli_tokenizer_encode, cli_tokenizer_decode, cli_tokenizer_show,
+    cli_plugins, cli_plugins_list, cli_plugins_show, cli_doctor, cli_completion, cli_version, cli_help;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated, in the order of the help */
 extern const struct cli_option cli_global_options[];
 extern const size_t cli_global_count;
+extern const struct cli_exit_code {
+    int code; /* enum chm_status */
+    const char *meaning;
+} cli_exit_codes[];
+extern const size_t cli_exit_code_count;
+extern const struct cli_variable { const char *name, *meaning; } cli_variables[]; /* of the environment */
+extern const size_t cli_variable_count;
 
 /* options.c: fills *c; CHM_OK, CHM_E_CONFIG (the sentence is printed), or -1: help was asked for and printed */
 int cli_parse(struct cli *c, int argc, char **argv);
@@ -94,18 +107,38 @@ chm_overlay cli_overlay(const struct cli *c);
 /* The nearest of n names (at(list, i) gives the i-th), or NULL when none is near. */
 const char *cli_nearest(const char *word, const char *(*at)(const void *list, size_t i), const void *list, size_t n);
 
+/* The command of these words ("plugins", "list"; verb may be NULL), or NULL. */
+const struct cli_command *cli_find_command(const char *word, const char *verb);
+/* Is `k` found behind `group`? "plugins list" is behind "plugins". Its last word then, else NULL. */
+const char *cli_verb_of(const struct cli_command *group, const struct cli_command *k);
+/* "train", "eval" and so on, not what is behind them */
+bool cli_is_top(const struct cli_command *k);
+
 /* help.c */
 void cli_print_commands(FILE *out);
 void cli_print_help(const struct cli_command *command, bool full, FILE *out);
+/* "1..256 threads", "0 or more"; empty for options that are no numbers */
+void cli_range(const struct cli_option *o, char *text, size_t n);
+/* "-o", "--output" of an option, "" for what it has not; each at least 64 bytes */
+void cli_spellings(const struct cli_option *o, char *letter, char *name);
+
+/* manual.c: the same as a manual page; command NULL: chimera.1. And every table as Markdown, for docs/reference.md. */
+void cli_print_manual(const struct cli_command *command, FILE *out);
+void cli_print_markdown(FILE *out);
 
 /* output.c */
 void cli_open_standard_files(void);               /* none of 0, 1, 2 is closed from here on */
 int cli_fail(int status, const char *format, ...) /* prints "chimera: ..."; returns status */
     __attribute__((format(printf, 2, 3)));
+void cli_log(const char *line);                                /* a line of the library's log, on stderr */
 int cli_report(int status);                                    /* prints chm_error() unless CHM_OK */
 void cli_message(const struct cli *c, const char *format, ...) /* stderr, unless quiet */
     __attribute__((format(printf, 2, 3)));
+void cli_verbose(const struct cli *c, const char *format, ...) /* the same, with --verbose only */
+    __attribute__((format(printf, 2, 3)));
 int cli_close_stdout(int status); /* what was written must have arrived */
+/* Opens the model that is the first argument, with the overlay of the options; a failure is reported. */
+int cli_open_model(struct cli *c, chm_model **out);
 /* Progress: one line rewritten on a terminal, a line each time elsewhere. */
 void cli_progress(const struct cli *c, const char *line);
 void cli_progress_end(void);
@@ -114,13 +147,33 @@ bool cli_progress_due(double *last);
 void cli_duration(double seconds, char *text, size_t n); /* "1:02", "3:04:05" */
 void cli_count(double n, char *text, size_t size);       /* "12.3k", "4.0M" */
 void cli_json_string(FILE *out, const char *text);
+void cli_csv_string(FILE *out, const char *text);      /* quoted where it must be */
 void cli_json_kernels(FILE *out, const char *kernels); /* "slot=backend ..." as an object */
 void cli_json_real(FILE *out, double x);               /* null when not finite; reads back exactly */
+double cli_now(void);                                  /* seconds, of a clock that only goes forward */
+/* With --timing a block on standard error: a heading, then rows, then the kernels and threads that ran. */
+bool cli_wants_timing(const struct cli *c);
+void cli_timing(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void cli_timing_rate(const char *name, int64_t tokens, double seconds);
+void cli_timing_end(const struct cli *c, bool training);
 /* Ctrl-C and TERM set cli_stop; the second one quits. */
 extern volatile int cli_stop;
 void cli_catch_interrupts(void);
+/* Ctrl-C sets cli_stop, as often as it comes, and interrupts what waits for input; TERM quits. */
+void cli_catch_interrupts_always(void);
+
+/* converse.c: questions and answers on a terminal */
+int cli_converse(struct cli *c, chm_stream *stream, int64_t n, const chm_sampling *sampling);
+const char *cli_editor_name(void); /* "libedit" or "none" */
+/* The bytes of a token on standard output; bytes a terminal would obey are shown as '?'. */
+void cli_put_text(const void *text, size_t bytes, bool terminal);
 
 /* Options several commands share. */
+#define CLI_TIMING_OPTION                                                                                              \
+    {                                                                                                                  \
+        .name = "timing", .type = CLI_FLAG,                                                                            \
+        .doc = "afterwards, on standard error: seconds, tokens a second, and the kernels that ran"                     \
+    }
 #define CLI_OUTPUT_OPTION                                                                                              \
     {                                                                                                                  \
         .name = "output", .letter = 'o', .type = CLI_CHOICE, .value = "FORMAT", .choices = "text|json|csv|md",         \

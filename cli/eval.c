@@ -1,12 +1,16 @@
 /* eval.c: chimera eval. */
 #include "cli.h"
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 
 static const struct cli_option options[] = {
     {.name = "data",
      .type = CLI_FILES,
      .value = "FILE",
-     .doc = "text to score, each file a document read from a fresh state; several, repeatable",
+     .doc = "text to score, each file a document read from a fresh state; - is standard input; several, repeatable",
      .required = true},
     {.name = "logits",
      .type = CLI_TEXT,
@@ -25,6 +29,7 @@ static const struct cli_option options[] = {
      .min = 1,
      .unit = "bytes",
      .doc = "stop after so many bytes of text"},
+    CLI_TIMING_OPTION,
     CLI_OVERLAY_OPTIONS,
     CLI_OUTPUT_OPTION,
 };
@@ -47,6 +52,39 @@ static void on_progress(void *user, int64_t done, int64_t total) {
     snprintf(line, sizeof(line), "scored %lld of %lld bytes (%lld %%)", (long long)done, (long long)total,
              (long long)(total > 0 ? done * 100 / total : 0));
     cli_progress(w->c, line);
+}
+
+/* A pipe, or standard input for "-", copied to a file without a name, since the data is looked at twice. *path becomes
+ * what opens it. */
+static int spool(const char **path, char *name, size_t n) {
+    enum { PIECE = 1 << 16 };
+    struct stat st;
+    const bool standard = strcmp(*path, "-") == 0;
+    if (!standard && (stat(*path, &st) != 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode))))
+        return CHM_OK; /* a file, or something whose opening has a sentence of its own */
+    const char *shown = standard ? "standard input" : *path;
+    FILE *in = standard ? stdin : fopen(*path, "rb"), *copy = tmpfile();
+    char *piece = malloc(PIECE);
+    size_t got = 1;
+    int status = CHM_OK;
+    if (in == NULL || copy == NULL || piece == NULL)
+        status = cli_fail(CHM_E_DATA, "%s: cannot be copied to a temporary file: %s", shown, strerror(errno));
+    while (status == CHM_OK && got > 0) {
+        got = fread(piece, 1, PIECE, in);
+        if (ferror(in) || fwrite(piece, 1, got, copy) != got)
+            status = cli_fail(CHM_E_DATA, "%s: copying it to a temporary file: %s", shown, strerror(errno));
+    }
+    if (status == CHM_OK && fflush(copy) != 0)
+        status = cli_fail(CHM_E_DATA, "%s: copying it to a temporary file: %s", shown, strerror(errno));
+    free(piece);
+    if (in != NULL && !standard) fclose(in);
+    if (status != CHM_OK) {
+        if (copy != NULL) fclose(copy);
+        return status;
+    }
+    snprintf(name, n, "/dev/fd/%d", fileno(copy)); /* open until the program ends */
+    *path = name;
+    return CHM_OK;
 }
 
 static int print_result(const struct cli *c, const char *model, const chm_eval_result *r) {
@@ -83,7 +121,7 @@ static int print_result(const struct cli *c, const char *model, const chm_eval_r
     case CHM_OUTPUT_TEXT:
         printf("%.4f bits per byte\n%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n",
                r->bits_per_byte, (long long)r->bytes, (long long)r->tokens, r->nats, r->seconds, r->tokens_per_second);
-        cli_message(c, "kernels: %s", kernels);
+        if (!cli_wants_timing(c)) cli_message(c, "kernels: %s", kernels);
         break;
     }
     chm_text_free(kernels);
@@ -92,12 +130,18 @@ static int print_result(const struct cli *c, const char *model, const chm_eval_r
 
 static int run_eval(struct cli *c) {
     const struct cli_value *data = cli_get(c, "data");
-    const chm_overlay overlay = cli_overlay(c);
     struct watch watch = {c, 0};
     cli_progress_due(&watch.shown); /* a short run says nothing */
     chm_model *model = NULL;
-    int status = cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, &model));
+    const double begun = cli_now();
+    int status = cli_open_model(c, &model);
     if (status != CHM_OK) return status;
+    const double opened = cli_now();
+    char(*names)[32] = calloc(data->count, sizeof(*names));
+    if (names == NULL) status = cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
+    for (uint32_t i = 0; i < data->count && status == CHM_OK; i++)
+        status = spool(&data->items[i], names[i], sizeof(*names));
+    if (status != CHM_OK) goto out;
     const chm_eval_options o = {.size = sizeof(o),
                                 .data_count = data->count,
                                 .data = data->items,
@@ -112,6 +156,14 @@ static int run_eval(struct cli *c) {
     status = chm_eval(c->runtime, model, &o, &result);
     cli_progress_end();
     status = status == CHM_OK ? print_result(c, c->arguments[0], &result) : cli_report(status);
+    if (status == CHM_OK && cli_wants_timing(c)) {
+        fflush(stdout);
+        cli_timing("load", "%.3f s", opened - begun);
+        cli_timing_rate("prefill", result.tokens, result.seconds);
+        cli_timing_end(c, false);
+    }
+out:
+    free(names);
     chm_close(model);
     return status;
 }

@@ -10,6 +10,7 @@ static int open_runtime(struct cli *c) {
                                          .backend = cli_get(c, "backend")->text,
                                          .require_backend = cli_get(c, "require-backend")->given,
                                          .verbosity = c->verbosity,
+                                         .log = cli_log,
                                          .reports_only = c->command->reports_only};
     return cli_report(chm_runtime_create(&options, &c->runtime));
 }

@@ -13,7 +13,7 @@ const struct cli_option cli_global_options[] = {
      .doc = "absolute directories with plugins, colon-separated, searched first (CHIMERA_PLUGIN_PATH)"},
     {.name = "backend",
      .type = CLI_TEXT,
-     .value = "NAME",
+     .value = "BACKEND",
      .doc = "run the kernels of this backend; what it lacks falls to scalar (CHIMERA_BACKEND)"},
     {.name = "require-backend", .type = CLI_FLAG, .doc = "refuse to run when the backend lacks an inference kernel"},
     {.name = "threads",
@@ -62,7 +62,7 @@ const char *cli_nearest(const char *word, const char *(*at)(const void *list, si
     const char *best = NULL;
     size_t best_distance = strlen(word) / 3 + 2; /* farther than this helps nobody */
     for (size_t i = 0; i < n; i++) {
-        const char *name = at(list, i);
+        const char *name = at(list, i); /* NULL: not a word here */
         const size_t d = name ? edit_distance(word, name) : best_distance;
         if (d < best_distance) {
             best = name;
@@ -72,9 +72,11 @@ const char *cli_nearest(const char *word, const char *(*at)(const void *list, si
     return best;
 }
 
+/* The i-th word that may stand behind `list`, a group; NULL: behind chimera itself. NULL for commands elsewhere. */
 static const char *command_at(const void *list, size_t i) {
-    (void)list;
-    return cli_commands[i]->name;
+    const struct cli_command *k = cli_commands[i];
+    if (list == NULL) return cli_is_top(k) ? k->name : NULL;
+    return cli_verb_of(list, k);
 }
 
 static const char *option_at(const void *list, size_t i) {
@@ -219,6 +221,18 @@ static bool find_option(struct cli *c, const char *word, struct found *f) {
     return false;
 }
 
+/* Another command behind the same word that has this option, or NULL. */
+static const struct cli_command *owner_nearby(const struct cli_command *command, const char *word) {
+    const char *attached;
+    for (size_t i = 0; cli_commands[i]; i++) {
+        const struct cli_command *k = cli_commands[i];
+        if (cli_verb_of(command, k) == NULL && cli_verb_of(k, command) == NULL) continue;
+        for (size_t j = 0; j < k->option_count; j++)
+            if (matches(&k->options[j], word, &attached)) return k;
+    }
+    return NULL;
+}
+
 static int unknown_option(const struct cli *c, const char *word) {
     char name[64];
     snprintf(name, sizeof(name), "%.*s", (int)strcspn(word, "="), word);
@@ -227,21 +241,66 @@ static int unknown_option(const struct cli *c, const char *word) {
     const char *near = cli_nearest(bare, option_at, c->command, n);
     char hint[96] = "";
     if (near) snprintf(hint, sizeof(hint), " (did you mean '%s%s'?)", near[1] ? "--" : "-", near);
-    if (c->command)
-        return cli_fail(CHM_E_CONFIG, "%s: no option '%s'%s; chimera %s -h lists them", c->command->name, name, hint,
-                        c->command->name);
-    return cli_fail(CHM_E_CONFIG, "no option '%s'%s; chimera help lists the commands", name, hint);
+    if (c->command == NULL)
+        return cli_fail(CHM_E_CONFIG, "no option '%s'%s; chimera help lists the commands", name, hint);
+    const struct cli_command *other = owner_nearby(c->command, word);
+    if (other) snprintf(hint, sizeof(hint), " (chimera %s has it)", other->name);
+    return cli_fail(CHM_E_CONFIG, "%s: no option '%s'%s; chimera %s -h lists them", c->command->name, name, hint,
+                    c->command->name);
 }
 
-static int take_command(struct cli *c, const char *word) {
-    for (size_t i = 0; cli_commands[i]; i++)
-        if (strcmp(cli_commands[i]->name, word) == 0) c->command = cli_commands[i];
-    if (c->command == NULL) {
-        size_t n = 0;
-        while (cli_commands[n]) n++;
-        const char *near = cli_nearest(word, command_at, NULL, n);
+static size_t command_count(void) {
+    size_t n = 0;
+    while (cli_commands[n]) n++;
+    return n;
+}
+
+const char *cli_verb_of(const struct cli_command *group, const struct cli_command *k) {
+    const size_t n = strlen(group->name);
+    return strncmp(k->name, group->name, n) == 0 && k->name[n] == ' ' ? k->name + n + 1 : NULL;
+}
+
+bool cli_is_top(const struct cli_command *k) { return strchr(k->name, ' ') == NULL; }
+
+const struct cli_command *cli_find_command(const char *word, const char *verb) {
+    for (size_t i = 0; cli_commands[i]; i++) {
+        const struct cli_command *k = cli_commands[i];
+        if (!cli_is_top(k) || strcmp(k->name, word) != 0) continue;
+        if (verb == NULL) return k;
+        for (size_t j = 0; cli_commands[j]; j++) {
+            const char *last = cli_verb_of(k, cli_commands[j]);
+            if (last && strcmp(last, verb) == 0) return cli_commands[j];
+        }
+    }
+    return NULL;
+}
+
+static int no_command(const struct cli_command *group, const char *word) {
+    const char *near = word ? cli_nearest(word, command_at, group, command_count()) : NULL;
+    if (group == NULL)
         return cli_fail(CHM_E_CONFIG, "no command '%s'%s%s%s; chimera help lists them", word,
                         near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+    char verbs[160] = "";
+    for (size_t i = 0, used = 0; cli_commands[i] && used < sizeof(verbs); i++) {
+        const char *verb = cli_verb_of(group, cli_commands[i]);
+        if (verb) used += (size_t)snprintf(verbs + used, sizeof(verbs) - used, "%s%s", used ? ", " : "", verb);
+    }
+    if (word == NULL)
+        return cli_fail(CHM_E_CONFIG, "%s: one of %s comes next; chimera %s -h explains them", group->name, verbs,
+                        group->name);
+    return cli_fail(CHM_E_CONFIG, "%s: no '%s'%s%s%s: expected one of %s", group->name, word,
+                    near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "", verbs);
+}
+
+/* The command `argv[*at]` and, where there is one, its second word; *at moves behind them. */
+static int take_command(struct cli *c, int argc, char **argv, int *at) {
+    const char *word = argv[*at];
+    c->command = cli_find_command(word, NULL);
+    if (c->command == NULL) return no_command(NULL, word);
+    const struct cli_command *behind = *at + 1 < argc ? cli_find_command(word, argv[*at + 1]) : NULL;
+    if (behind) {
+        c->command = behind;
+        ++*at;
     }
     c->values = calloc(c->command->option_count + 1, sizeof(*c->values));
     return c->values ? CHM_OK : cli_fail(CHM_E_MEMORY, "out of memory while reading the command line");
@@ -273,6 +332,7 @@ static int take_option(struct cli *c, int argc, char **argv, int *at) {
 
 static int check_complete(const struct cli *c) {
     const struct cli_command *k = c->command;
+    if (k->run == NULL) return no_command(k, c->argument_count ? c->arguments[0] : NULL);
     if (c->argument_count > k->max_arguments)
         return cli_fail(CHM_E_CONFIG, "%s: '%s' is one argument too many; usage: chimera %s%s%s", k->name,
                         c->arguments[k->max_arguments], k->name, k->arguments[0] ? " " : "", k->arguments);
@@ -315,7 +375,7 @@ int cli_parse(struct cli *c, int argc, char **argv) {
         } else if (!options_end && word[0] == '-' && word[1] != '\0') {
             if (!want_help && !want_full) status = take_option(c, argc, argv, &i);
         } else if (c->command == NULL) {
-            status = take_command(c, word);
+            status = take_command(c, argc, argv, &i);
         } else {
             c->arguments[c->argument_count++] = word;
         }
@@ -329,7 +389,9 @@ int cli_parse(struct cli *c, int argc, char **argv) {
         return -1;
     }
     if (want_version && c->command == NULL) {
-        const int status = take_command(c, "version");
+        char *words[] = {(char[]){"version"}};
+        int at = 0;
+        const int status = take_command(c, 1, words, &at);
         if (status != CHM_OK) return status;
     }
     c->verbosity = cli_get(c, "quiet")->given ? -1 : cli_get(c, "verbose")->given ? 1 : 0;

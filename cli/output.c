@@ -56,9 +56,7 @@ void cli_progress(const struct cli *c, const char *line) {
 }
 
 bool cli_progress_due(double *last) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    const double now = (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    const double now = cli_now();
     if (*last > 0 && now - *last < (stderr_is_terminal() ? 0.2 : 10)) return false;
     *last = now;
     return true;
@@ -85,6 +83,11 @@ int cli_fail(int status, const char *format, ...) {
     return status;
 }
 
+void cli_log(const char *line) {
+    cli_progress_end();
+    fprintf(stderr, "chimera: %s\n", line);
+}
+
 int cli_report(int status) {
     if (status == CHM_OK) return status;
     const char *text = chm_error();
@@ -100,6 +103,21 @@ void cli_message(const struct cli *c, const char *format, ...) {
     vfprintf(stderr, format, list);
     va_end(list);
     fputc('\n', stderr);
+}
+
+void cli_verbose(const struct cli *c, const char *format, ...) {
+    if (c->verbosity < 1) return;
+    va_list list;
+    cli_progress_end();
+    va_start(list, format);
+    vfprintf(stderr, format, list);
+    va_end(list);
+    fputc('\n', stderr);
+}
+
+int cli_open_model(struct cli *c, chm_model **out) {
+    const chm_overlay overlay = cli_overlay(c);
+    return cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, out));
 }
 
 int cli_close_stdout(int status) {
@@ -137,6 +155,61 @@ void cli_count(double x, char *text, size_t size) {
         snprintf(text, size, "%.2fG", x / 1e9);
 }
 
+void cli_put_text(const void *text, size_t bytes, bool terminal) {
+    const unsigned char *s = text;
+    for (size_t i = 0; i < bytes; i++)
+        putchar(terminal && ((s[i] < 0x20 && s[i] != '\n' && s[i] != '\t') || s[i] == 0x7f) ? '?' : s[i]);
+}
+
+/* ---- timing ------------------------------------------------------------------------------------------------------ */
+
+double cli_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+bool cli_wants_timing(const struct cli *c) { return cli_get(c, "timing")->given; }
+
+static bool timing_begun;
+
+static void timing_name(const char *name) {
+    cli_progress_end();
+    if (!timing_begun) fputs("timing\n", stderr);
+    timing_begun = true;
+    fprintf(stderr, "  %-20s  ", name);
+}
+
+void cli_timing(const char *name, const char *format, ...) {
+    va_list list;
+    timing_name(name);
+    va_start(list, format);
+    vfprintf(stderr, format, list);
+    va_end(list);
+    fputc('\n', stderr);
+}
+
+void cli_timing_rate(const char *name, int64_t tokens, double seconds) {
+    cli_timing(name, "%.1f tokens/s (%lld in %.3f s)", seconds > 0 ? (double)tokens / seconds : 0, (long long)tokens,
+               seconds);
+}
+
+void cli_timing_end(const struct cli *c, bool training) {
+    cli_timing("threads", "%d", chm_runtime_threads(c->runtime));
+    char *both[2] = {chm_kernels_used(c->runtime), training ? chm_kernels_training(c->runtime) : NULL};
+    for (int i = 0; i < 2; i++) {
+        const char *at = both[i];
+        char slot[64], backend[64];
+        int used = 0;
+        while (at && sscanf(at, " %63[^= ]=%63[^ ]%n", slot, backend, &used) == 2) {
+            cli_timing(slot, "%s", backend);
+            at += used;
+        }
+        chm_text_free(both[i]);
+    }
+    timing_begun = false;
+}
+
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
 /* Bytes of the UTF-8 character at s, 0 when there is none. */
@@ -168,6 +241,19 @@ void cli_json_string(FILE *out, const char *text) {
         else
             fprintf(out, "\\u%04x", *s);
         s += n ? n : 1;
+    }
+    putc('"', out);
+}
+
+void cli_csv_string(FILE *out, const char *text) {
+    if (strpbrk(text, ",\"\r\n") == NULL) {
+        fputs(text, out);
+        return;
+    }
+    putc('"', out);
+    for (const char *s = text; *s; s++) {
+        if (*s == '"') putc('"', out);
+        putc(*s, out);
     }
     putc('"', out);
 }
@@ -214,4 +300,12 @@ void cli_catch_interrupts(void) {
     struct sigaction old; /* a job that runs unattended has it ignored, and keeps it so */
     if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+}
+
+void cli_catch_interrupts_always(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = on_interrupt;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
 }

@@ -14,25 +14,26 @@ static const struct cli_option options[] = {
      .type = CLI_TOKENS,
      .value = "N",
      .min = 1,
+     .max = CHM_NEW_TOKENS_MAX,
      .unit = "tokens",
-     .doc = "most tokens to write; else the card's max_new_tokens"},
+     .doc = "most tokens to write; else the card's generation.max_new_tokens"},
     {.name = "temp",
      .type = CLI_REAL,
      .value = "T",
      .min = 0,
-     .max = 100,
+     .max = CHM_TEMPERATURE_MAX,
      .doc = "temperature; 0 takes the most likely token"},
     {.name = "top-k",
      .type = CLI_INT,
      .value = "K",
      .min = 0,
-     .max = 1 << 24,
+     .max = CHM_TOP_K_MAX,
      .unit = "tokens",
      .doc = "keep the K most likely; 0 is off"},
     {.name = "top-p",
      .type = CLI_REAL,
      .value = "P",
-     .min = 1e-9,
+     .min = CHM_TOP_P_MIN,
      .max = 1,
      .doc = "keep the most likely that make up P together; 1 is off"},
     {.name = "min-p",
@@ -44,14 +45,14 @@ static const struct cli_option options[] = {
     {.name = "repeat-penalty",
      .type = CLI_REAL,
      .value = "R",
-     .min = 1e-3,
-     .max = 100,
+     .min = CHM_REPEAT_PENALTY_MIN,
+     .max = CHM_REPEAT_PENALTY_MAX,
      .doc = "divide the logits of recent tokens by R; 1 is off"},
     {.name = "repeat-last",
      .type = CLI_INT,
      .value = "N",
      .min = 0,
-     .max = 1 << 20,
+     .max = CHM_REPEAT_LAST_MAX,
      .unit = "tokens",
      .doc = "how far back that looks (64)"},
     {.name = "seed",
@@ -59,22 +60,28 @@ static const struct cli_option options[] = {
      .value = "N",
      .doc = "the same seed writes the same text; else one is drawn and shown"},
     {.name = "echo", .type = CLI_FLAG, .doc = "write the prompt too"},
+    {.name = "no-history", .type = CLI_FLAG, .doc = "in a conversation: read and keep no history of what was typed"},
+    CLI_TIMING_OPTION,
     CLI_OVERLAY_OPTIONS,
 };
 
 static const struct cli_example examples[] = {
     {"chimera run model.b158 -p \"Once upon a time\"", "goes on from there"},
+    {"chimera run model.b158", "a conversation, on a terminal"},
     {"chimera run model.b158 -p ROMEO: -n 500 --temp 0.8 --top-p 0.95 --seed 7", "500 tokens that can be had again"},
     {"chimera run model.b158 --prompt-file - -n 100 --temp 0 < letter.txt", "the most likely end of a letter"},
 };
 
-/* Bytes a terminal would obey are shown as '?': a byte model may write any. */
+struct output {
+    bool terminal;
+    double first; /* when its first text came; 0: none has */
+};
+
 static int on_text(void *user, const void *text, size_t bytes) {
-    const bool *terminal = user;
-    const unsigned char *s = text;
-    for (size_t i = 0; i < bytes; i++)
-        putchar(*terminal && ((s[i] < 0x20 && s[i] != '\n' && s[i] != '\t') || s[i] == 0x7f) ? '?' : s[i]);
-    return cli_stop || fflush(stdout) != 0;
+    struct output *o = user;
+    if (bytes > 0 && o->first == 0) o->first = cli_now();
+    cli_put_text(text, bytes, o->terminal);
+    return cli_stop || (bytes > 0 && fflush(stdout) != 0);
 }
 
 /* All of a file (or standard input), at most 1 GiB. */
@@ -129,7 +136,6 @@ static void fill_sampling(const struct cli *c, chm_sampling *s) {
 
 static int run_run(struct cli *c) {
     const struct cli_value *text = cli_get(c, "prompt"), *file = cli_get(c, "prompt-file");
-    const chm_overlay overlay = cli_overlay(c);
     const char *prompt = text->given ? text->text : "";
     char *owned = NULL;
     size_t bytes = strlen(prompt);
@@ -144,20 +150,26 @@ static int run_run(struct cli *c) {
     }
     chm_sampling sampling = {.size = sizeof(sampling)};
     chm_generate_result result = {.size = sizeof(result)};
-    bool terminal = isatty(STDOUT_FILENO);
-    if ((status = cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, &model))) != CHM_OK) goto out;
+    struct output output = {.terminal = isatty(STDOUT_FILENO)};
+    const double begun = cli_now();
+    if ((status = cli_open_model(c, &model)) != CHM_OK) goto out;
     if ((status = cli_report(chm_stream_open(c->runtime, model, &stream))) != CHM_OK) goto out;
     chm_sampling_defaults(model, &sampling);
     fill_sampling(c, &sampling);
+    const double opened = cli_now();
+    if (!text->given && !file->given && output.terminal && isatty(STDIN_FILENO)) {
+        status = cli_converse(c, stream, cli_get(c, "n")->integer, &sampling);
+        goto out;
+    }
     cli_catch_interrupts();
     if (cli_get(c, "echo")->given) fwrite(prompt, 1, bytes, stdout);
-    status = chm_generate(stream, prompt, bytes, cli_get(c, "n")->integer, &sampling, on_text, &terminal, &result);
+    status = chm_generate(stream, prompt, bytes, cli_get(c, "n")->integer, &sampling, on_text, &output, &result);
     /* a text ends its line on a terminal; a file gets the model's bytes and no more */
-    if (terminal) putchar('\n');
+    if (output.terminal) putchar('\n');
     if (cli_report(status) != CHM_OK) goto out;
     if (cli_stop) {
-        status = cli_fail(CHM_E_INTERRUPTED, "interrupted after %lld tokens (seed %llu)", (long long)result.tokens,
-                          (unsigned long long)sampling.seed);
+        status = cli_fail(CHM_E_INTERRUPTED, "interrupted after %lld token%s (seed %llu)", (long long)result.tokens,
+                          result.tokens == 1 ? "" : "s", (unsigned long long)sampling.seed);
         goto out;
     }
     fflush(stdout);
@@ -165,7 +177,13 @@ static int run_run(struct cli *c) {
                 result.prefill_seconds > 0 ? (double)result.prompt_tokens / result.prefill_seconds : 0,
                 (long long)result.tokens, result.decode_seconds > 0 ? (double)result.tokens / result.decode_seconds : 0,
                 result.ended ? " to the end of its text" : "", (unsigned long long)sampling.seed);
-    if (c->verbosity > 0) {
+    if (cli_wants_timing(c)) {
+        cli_timing("load", "%.3f s", opened - begun);
+        if (output.first > 0) cli_timing("first token", "%.3f s", output.first - opened);
+        cli_timing_rate("prefill", result.prompt_tokens, result.prefill_seconds);
+        cli_timing_rate("decode", result.tokens, result.decode_seconds);
+        cli_timing_end(c, false);
+    } else if (c->verbosity > 0) {
         char *kernels = chm_kernels_used(c->runtime);
         if (kernels != NULL) cli_message(c, "%d threads, kernels: %s", chm_runtime_threads(c->runtime), kernels);
         chm_text_free(kernels);
@@ -184,7 +202,14 @@ const struct cli_command cli_run = {.name = "run",
                                             "What is not given comes from the card's\n"
                                             "generation section. Filters work in this order: repeat penalty, "
                                             "temperature, top-k, top-p, min-p. A seed gives\n"
-                                            "the same text on any machine, thread count and backend.",
+                                            "the same text on any machine, thread count and backend.\n"
+                                            "\n"
+                                            "On a terminal and without a prompt it is a conversation: each turn is "
+                                            "read, and the model writes on, with one\n"
+                                            "state from the first turn to the last. Ctrl-C stops an answer, Ctrl-D "
+                                            "leaves, /help lists what else there is.\n"
+                                            "What was typed is kept in $XDG_STATE_HOME/chimera/history, or below "
+                                            "~/.local/state.",
                                     .min_arguments = 1,
                                     .max_arguments = 1,
                                     .options = options,

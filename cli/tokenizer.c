@@ -4,38 +4,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct cli_option options[] = {
-    {.name = "data",
-     .type = CLI_FILES,
-     .value = "FILE",
-     .doc = "train: text to learn from; show: text to count tokens of; several, repeatable"},
-    {.name = "out", .type = CLI_TEXT, .value = "FILE", .doc = "train: where the tokenizer goes"},
-    {.name = "vocab",
-     .type = CLI_INT,
-     .value = "N",
-     .min = 2,
-     .max = 1 << 24,
-     .unit = "ids",
-     .doc = "train: ids, specials included"},
-    {.name = "method", .type = CLI_CHOICE, .value = "METHOD", .choices = "bpe|unigram", .doc = "train: what is learnt"},
-    {.name = "type",
-     .type = CLI_TEXT,
-     .value = "NAME",
-     .doc = "the tokenizer plugin that reads the file; else its first bytes say"},
-    {.name = "specials",
-     .type = CLI_FLAG,
-     .doc = "encode: names of specials become their ids; decode: they are written"},
-    {.name = "raw", .type = CLI_FLAG, .doc = "encode, decode: ids as little-endian 32-bit numbers"},
-    CLI_OVERLAY_OPTIONS,
-    CLI_OUTPUT_OPTION,
-};
+#define TYPE_OPTION                                                                                                    \
+    {                                                                                                                  \
+        .name = "type", .type = CLI_TEXT, .value = "TYPE",                                                             \
+        .doc = "the tokenizer plugin that reads the file; else its first bytes say"                                    \
+    }
 
-static const struct cli_example examples[] = {
-    {"chimera tokenizer train --data book.txt --vocab 4096 --out book.model", "learns one from text"},
-    {"chimera tokenizer show book.model --data book.txt", "its specials, what a card needs, bytes per token"},
-    {"chimera tokenizer encode book.model letter.txt | chimera tokenizer decode book.model -", "there and back"},
-    {"chimera tokenizer encode card.json -", "the tokenizer of a card or model, on standard input"},
-};
+const struct cli_command cli_tokenizer = {
+    .name = "tokenizer",
+    .arguments = "",
+    .summary = "trains a tokenizer, or turns text into tokens and back",
+    .text = "TOKENIZER is a card, a model, a tokenizer's own file (a sentencepiece model, a rank file of o200k), or a "
+            "name:\n"
+            "bytes. FILE may be -, standard input. In text the names of specials are text unless --specials asks for "
+            "their ids.",
+    .reports_only = true};
 
 /* ---- encode ---- */
 
@@ -127,89 +110,153 @@ static int decode(struct cli *c, const chm_tokenizer *t, FILE *in, const char *p
     return more < 0 ? CHM_E_DATA : CHM_OK;
 }
 
-/* ---- the verb ---- */
-
-static int train(struct cli *c) {
-    const struct cli_value *data = cli_get(c, "data"), *out = cli_get(c, "out"), *vocab = cli_get(c, "vocab");
-    if (!data->given || !out->given || !vocab->given)
-        return cli_fail(CHM_E_CONFIG, "tokenizer train: --data FILE..., --vocab N and --out FILE are all needed");
-    if (c->argument_count > 1)
-        return cli_fail(CHM_E_CONFIG, "tokenizer train: '%s' is one argument too many; text is named by --data",
-                        c->arguments[1]);
-    const chm_tokenizer_train_options o = {.size = sizeof(o),
-                                           .data_count = data->count,
-                                           .data = data->items,
-                                           .out = out->text,
-                                           .type = cli_get(c, "type")->text,
-                                           .method = cli_get(c, "method")->text,
-                                           .vocab = (int32_t)vocab->integer};
-    const int status = chm_tokenizer_train(c->runtime, &o);
-    if (status == CHM_OK) cli_message(c, "wrote %s; chimera tokenizer show %s says what a card needs", o.out, o.out);
-    return cli_report(status);
-}
-
-enum verb { TRAIN, ENCODE, DECODE, SHOW, VERBS };
-static const char *const verb_name[] = {"train", "encode", "decode", "show"};
-
-static int run_tokenizer(struct cli *c) {
-    static const struct {
-        const char *option;
-        unsigned verbs;
-    } belongs[] = {{"data", 1u << TRAIN | 1u << SHOW},
-                   {"out", 1u << TRAIN},
-                   {"vocab", 1u << TRAIN},
-                   {"method", 1u << TRAIN},
-                   {"specials", 1u << ENCODE | 1u << DECODE},
-                   {"raw", 1u << ENCODE | 1u << DECODE},
-                   {"output", 1u << SHOW}};
-    int verb = 0;
-    while (verb < VERBS && strcmp(c->arguments[0], verb_name[verb]) != 0) verb++;
-    if (verb == VERBS)
-        return cli_fail(CHM_E_CONFIG, "tokenizer: no '%s': there are train, encode, decode and show", c->arguments[0]);
-    for (size_t i = 0; i < CLI_COUNT_OF(belongs); i++)
-        if (cli_get(c, belongs[i].option)->given && !(belongs[i].verbs >> verb & 1))
-            return cli_fail(CHM_E_CONFIG, "tokenizer %s takes no --%s", verb_name[verb], belongs[i].option);
-    if (verb == TRAIN) return train(c);
-    const int wanted = verb == SHOW ? 2 : 3;
-    if (c->argument_count != wanted)
-        return cli_fail(CHM_E_CONFIG, "tokenizer %s: usage: chimera tokenizer %s TOKENIZER%s", verb_name[verb],
-                        verb_name[verb], verb == SHOW ? " [--data FILE...]" : " FILE (- is standard input)");
+/* Makes the tokenizer of the first argument, opens the second when there is one, and lets `work` do its part. */
+static int with_tokenizer(struct cli *c,
+                          int (*work)(struct cli *c, const chm_tokenizer *t, FILE *in, const char *path)) {
     const chm_overlay overlay = cli_overlay(c);
+    const char *path = c->argument_count > 1 ? c->arguments[1] : NULL;
     chm_tokenizer *t = NULL;
     FILE *in = NULL;
-    int status = CHM_OK;
-    if (verb != SHOW && (in = open_input(c, c->arguments[2])) == NULL) return CHM_E_DATA;
-    status = chm_tokenizer_create(c->runtime, c->arguments[1], cli_get(c, "type")->text, &overlay, &t);
-    if (cli_report(status) != CHM_OK) goto out;
-    cli_catch_interrupts();
-    if (verb == ENCODE) {
-        status = encode(c, t, in, c->arguments[2]);
-    } else if (verb == DECODE) {
-        status = decode(c, t, in, c->arguments[2]);
-    } else {
-        const struct cli_value *data = cli_get(c, "data");
-        status = cli_report(chm_tokenizer_show(t, data->items, data->count, cli_format(c), stdout));
+    if (path != NULL && (in = open_input(c, path)) == NULL) return CHM_E_DATA;
+    int status = cli_report(chm_tokenizer_create(c->runtime, c->arguments[0], cli_get(c, "type")->text, &overlay, &t));
+    if (status == CHM_OK) {
+        cli_catch_interrupts();
+        status = work(c, t, in, path);
     }
-out:
     chm_tokenizer_destroy(t);
     if (in != NULL && in != stdin) fclose(in);
     return status;
 }
 
-const struct cli_command cli_tokenizer = {
-    .name = "tokenizer",
-    .arguments = "train | encode TOKENIZER FILE | decode TOKENIZER FILE | show TOKENIZER",
-    .summary = "trains a tokenizer, or turns text into tokens and back",
-    .text =
-        "TOKENIZER is a card, a model, a tokenizer's own file (a sentencepiece model, a rank file of o200k), or a "
-        "name:\n"
-        "bytes. FILE may be -, standard input. What encode writes is one list of ids, 16 a line. In text the names of\n"
-        "specials are text unless --specials asks for their ids.",
-    .min_arguments = 1,
-    .max_arguments = 3,
-    .options = options,
-    .option_count = CLI_COUNT_OF(options),
-    .examples = examples,
-    .example_count = CLI_COUNT_OF(examples),
-    .reports_only = true,
-    .run = run_tokenizer};
+/* ---- the commands ---- */
+
+static const struct cli_option train_options[] = {
+    {.name = "data",
+     .type = CLI_FILES,
+     .value = "FILE",
+     .doc = "text to learn the tokens of; several, repeatable",
+     .required = true},
+    {.name = "out", .type = CLI_TEXT, .value = "FILE", .doc = "where the tokenizer goes", .required = true},
+    {.name = "vocab",
+     .type = CLI_INT,
+     .value = "N",
+     .min = 2,
+     .max = 1 << 24,
+     .unit = "ids",
+     .doc = "size of the vocabulary, specials included",
+     .required = true},
+    {.name = "method", .type = CLI_CHOICE, .value = "METHOD", .choices = "bpe|unigram", .doc = "what is learnt"},
+    {.name = "type", .type = CLI_TEXT, .value = "TYPE", .doc = "the tokenizer plugin that learns (sentencepiece)"},
+};
+
+static const struct cli_example train_examples[] = {
+    {"chimera tokenizer train --data book.txt --vocab 4096 --out book.model", "learns one from text"},
+};
+
+static int run_train(struct cli *c) {
+    const struct cli_value *data = cli_get(c, "data");
+    const chm_tokenizer_train_options o = {.size = sizeof(o),
+                                           .data_count = data->count,
+                                           .data = data->items,
+                                           .out = cli_get(c, "out")->text,
+                                           .type = cli_get(c, "type")->text,
+                                           .method = cli_get(c, "method")->text,
+                                           .vocab = (int32_t)cli_get(c, "vocab")->integer};
+    const int status = chm_tokenizer_train(c->runtime, &o);
+    if (status == CHM_OK) cli_message(c, "wrote %s; chimera tokenizer show %s says what a card needs", o.out, o.out);
+    return cli_report(status);
+}
+
+const struct cli_command cli_tokenizer_train = {.name = "tokenizer train",
+                                                .arguments = "",
+                                                .summary = "learns a tokenizer from text",
+                                                .options = train_options,
+                                                .option_count = CLI_COUNT_OF(train_options),
+                                                .examples = train_examples,
+                                                .example_count = CLI_COUNT_OF(train_examples),
+                                                .reports_only = true,
+                                                .run = run_train};
+
+static const struct cli_option encode_options[] = {
+    {.name = "specials", .type = CLI_FLAG, .doc = "names of specials in the text become their ids"},
+    {.name = "raw", .type = CLI_FLAG, .doc = "ids as little-endian 32-bit numbers"},
+    TYPE_OPTION,
+    CLI_OVERLAY_OPTIONS,
+};
+
+static const struct cli_example encode_examples[] = {
+    {"chimera tokenizer encode book.model letter.txt | chimera tokenizer decode book.model -", "there and back"},
+    {"chimera tokenizer encode card.json -", "the tokenizer of a card or model, on standard input"},
+};
+
+static int run_encode(struct cli *c) { return with_tokenizer(c, encode); }
+
+const struct cli_command cli_tokenizer_encode = {.name = "tokenizer encode",
+                                                 .arguments = "TOKENIZER FILE",
+                                                 .summary = "turns text into ids: one list, 16 a line",
+                                                 .min_arguments = 2,
+                                                 .max_arguments = 2,
+                                                 .options = encode_options,
+                                                 .option_count = CLI_COUNT_OF(encode_options),
+                                                 .examples = encode_examples,
+                                                 .example_count = CLI_COUNT_OF(encode_examples),
+                                                 .reports_only = true,
+                                                 .run = run_encode};
+
+static const struct cli_option decode_options[] = {
+    {.name = "specials", .type = CLI_FLAG, .doc = "write the names of specials"},
+    {.name = "raw", .type = CLI_FLAG, .doc = "ids as little-endian 32-bit numbers"},
+    TYPE_OPTION,
+    CLI_OVERLAY_OPTIONS,
+};
+
+static const struct cli_example decode_examples[] = {
+    {"chimera tokenizer decode book.model ids.txt", "the text again"},
+};
+
+static int run_decode(struct cli *c) { return with_tokenizer(c, decode); }
+
+const struct cli_command cli_tokenizer_decode = {.name = "tokenizer decode",
+                                                 .arguments = "TOKENIZER FILE",
+                                                 .summary = "turns ids into text",
+                                                 .min_arguments = 2,
+                                                 .max_arguments = 2,
+                                                 .options = decode_options,
+                                                 .option_count = CLI_COUNT_OF(decode_options),
+                                                 .examples = decode_examples,
+                                                 .example_count = CLI_COUNT_OF(decode_examples),
+                                                 .reports_only = true,
+                                                 .run = run_decode};
+
+static const struct cli_option show_options[] = {
+    {.name = "data", .type = CLI_FILES, .value = "FILE", .doc = "text to count the tokens of; several, repeatable"},
+    TYPE_OPTION,
+    CLI_OVERLAY_OPTIONS,
+    CLI_OUTPUT_OPTION,
+};
+
+static const struct cli_example show_examples[] = {
+    {"chimera tokenizer show book.model --data book.txt", "its specials, what a card needs, bytes per token"},
+};
+
+static int show(struct cli *c, const chm_tokenizer *t, FILE *in, const char *path) {
+    const struct cli_value *data = cli_get(c, "data");
+    (void)in, (void)path;
+    return cli_report(chm_tokenizer_show(t, data->items, data->count, cli_format(c), stdout));
+}
+
+static int run_show(struct cli *c) { return with_tokenizer(c, show); }
+
+const struct cli_command cli_tokenizer_show = {.name = "tokenizer show",
+                                               .arguments = "TOKENIZER",
+                                               .summary = "shows a tokenizer: specials, hash, what a card needs",
+                                               .text = "csv has one table: the files of --data, or without them the "
+                                                       "specials.",
+                                               .min_arguments = 1,
+                                               .max_arguments = 1,
+                                               .options = show_options,
+                                               .option_count = CLI_COUNT_OF(show_options),
+                                               .examples = show_examples,
+                                               .example_count = CLI_COUNT_OF(show_examples),
+                                               .reports_only = true,
+                                               .run = run_show};

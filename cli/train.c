@@ -12,8 +12,7 @@ static const struct cli_option options[] = {
     {.name = "out",
      .type = CLI_TEXT,
      .value = "DIR",
-     .doc = "run directory: model.b158, checkpoint, log.jsonl, card.json",
-     .required = true},
+     .doc = "run directory: model.b158, checkpoint, log.jsonl, card.json (required without --dry-run)"},
     {.name = "validation",
      .type = CLI_FILES,
      .value = "FILE",
@@ -42,6 +41,7 @@ static const struct cli_option options[] = {
      .max = 1e8,
      .unit = "seconds",
      .doc = "time between checkpoints (60)"},
+    CLI_TIMING_OPTION,
     CLI_OVERLAY_OPTIONS,
     CLI_OUTPUT_OPTION,
 };
@@ -53,7 +53,7 @@ static const struct cli_example examples[] = {
      "five million tokens of two files, scored on a third"},
     {"chimera train card.json --data a.txt b.txt --validation c.txt --out run/x --tokens 5M --resume",
      "the same, after Ctrl-C"},
-    {"chimera train card.json --data a.txt --out run/x --dry-run", "what it would need"},
+    {"chimera train card.json --data a.txt --dry-run", "what it would need"},
 };
 
 static void on_progress(void *user, const chm_progress *p) {
@@ -92,18 +92,28 @@ static void print_result(const struct cli *c, const chm_train_result *r) {
         printf(", \"finished\": %s}\n", finished);
         break;
     case CHM_OUTPUT_CSV:
-        printf(
-            "model,steps,tokens,parameters,loss,validation_bits_per_byte,seconds,finished\n\"%s\",%lld,%lld,%lld,%.9g,",
-            r->model, (long long)r->steps, (long long)r->tokens, (long long)r->parameters, r->loss);
+        fputs("model,steps,tokens,parameters,loss,validation_bits_per_byte,seconds,finished\n", stdout);
+        cli_csv_string(stdout, r->model);
+        printf(",%lld,%lld,%lld,", (long long)r->steps, (long long)r->tokens, (long long)r->parameters);
+        if (isfinite(r->loss)) printf("%.9g", r->loss);
+        putchar(',');
         if (isfinite(r->validation_bits_per_byte)) printf("%.17g", r->validation_bits_per_byte);
         printf(",%.3f,%s\n", r->seconds, finished);
         break;
     case CHM_OUTPUT_MD:
+        printf("| model | steps | tokens | parameters | loss | held out, bits per byte | seconds | finished |\n"
+               "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n| %s | %lld | %lld | %lld | ",
+               r->model, (long long)r->steps, (long long)r->tokens, (long long)r->parameters);
+        if (isfinite(r->loss)) printf("%.4f", r->loss);
+        fputs(" | ", stdout);
+        if (isfinite(r->validation_bits_per_byte)) printf("%.4f", r->validation_bits_per_byte);
+        printf(" | %.1f | %s |\n", r->seconds, r->finished ? "yes" : "no");
+        break;
     case CHM_OUTPUT_TEXT: {
         char time[24];
         cli_duration(r->seconds, time, sizeof(time));
-        printf("%s: %lld parameters, %lld steps, %lld tokens in %s", r->model, (long long)r->parameters,
-               (long long)r->steps, (long long)r->tokens, time);
+        printf("%s: %lld parameters, %lld step%s, %lld tokens in %s", r->model, (long long)r->parameters,
+               (long long)r->steps, r->steps == 1 ? "" : "s", (long long)r->tokens, time);
         if (isfinite(r->loss)) printf(", loss %.4f nats a token", r->loss);
         if (isfinite(r->validation_bits_per_byte)) printf(", held out %.4f bits per byte", r->validation_bits_per_byte);
         printf("%s\n", r->finished ? "" : " (not finished: --resume goes on)");
@@ -117,6 +127,8 @@ static int run_train(struct cli *c) {
     const chm_overlay overlay = cli_overlay(c);
     if (cli_get(c, "seconds")->given && cli_get(c, "tokens")->given)
         return cli_fail(CHM_E_CONFIG, "train: --seconds and --tokens are two budgets; give one of them");
+    if (!cli_get(c, "out")->given && !cli_get(c, "dry-run")->given)
+        return cli_fail(CHM_E_CONFIG, "train: --out DIR is missing: the run directory, or --dry-run for a forecast");
     const chm_train_options o = {.size = sizeof(o),
                                  .data_count = data->count,
                                  .validation_count = validation->count,
@@ -138,6 +150,11 @@ static int run_train(struct cli *c) {
     const int status = chm_train(c->runtime, &o, &result);
     cli_progress_end();
     if (status == CHM_OK && !o.dry_run) print_result(c, &result);
+    if (status == CHM_OK && !o.dry_run && cli_wants_timing(c)) {
+        fflush(stdout);
+        cli_timing_rate("training", result.tokens, result.seconds);
+        cli_timing_end(c, true);
+    }
     return cli_report(status);
 }
 

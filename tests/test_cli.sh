@@ -87,7 +87,9 @@ expect 0 '' --help
 expect 0 '' version
 grep -qE '^chimera [0-9]+\.[0-9]+\.[0-9]+$' out && ok || bad 'version'
 expect 0 '' --version
-for verb in train eval run init inspect check bench layer plugins doctor version help; do
+verbs=$("$chimera" help | sed -n 's/^  \([a-z]*\)  .*/\1/p')
+[ "$(echo "$verbs" | wc -l)" -ge 13 ] && ok || bad 'help lists too few commands'
+for verb in $verbs 'layer test' 'plugins list' 'plugins show'; do
     expect 0 '' $verb -h
     says out "usage: chimera $verb"
     expect 0 '' $verb --help
@@ -107,8 +109,18 @@ expect 2 'write MODEL before it' eval --data text.txt model.b158
 expect 2 'takes no value' inspect --verify=yes m
 expect 2 'needs a value' train card.json --data
 expect 2 'needs a value' train card.json --data --out x
-expect 2 'expected list or show' plugins sow
-expect 2 'which one' plugins show
+expect 2 "did you mean 'list'" plugins lst
+expect 2 'expected one of list, show' plugins sow
+expect 2 'comes next' plugins
+expect 2 'NAME is missing' plugins show
+expect 2 'chimera layer test has it' layer gd --rows 4
+expect 2 "no option '--mode'" layer test gd --mode step
+expect 2 '--out DIR is missing' train card.json --data text.txt --resume
+expect 2 "no command 'trian'" help trian
+expect 2 "no command 'plugins sow'" help plugins sow
+expect 0 '' version -o json
+json out "d['version'].count('.') == 2 and d['plugin_abi'] >= 1"
+for format in csv md; do expect 0 '' version -o $format; done
 
 # ---- numbers: the whole word, the range, the unit
 expect 2 'a number of seconds, 0..100000000' train card.json --data text.txt --out x --seconds 3m
@@ -219,6 +231,13 @@ for format in text csv md; do expect 0 '' eval model.b158 --data text.txt -o $fo
 expect 0 '' eval model.b158 --data text.txt text.txt --data text.txt -o json
 json out "d['bytes'] == 3 * $(wc -c <text.txt)"
 expect 4 'nowhere.txt' eval model.b158 --data text.txt nowhere.txt
+"$chimera" eval model.b158 --data - -o json <text.txt >out 2>err || bad 'eval of standard input'
+json out "d['bits_per_byte'] == json.load(open('one.json'))['bits_per_byte']"
+mkfifo data.fifo
+cat text.txt >data.fifo &
+expect 0 '' eval model.b158 --data data.fifo -o json
+json out "d['bits_per_byte'] == json.load(open('one.json'))['bits_per_byte']"
+wait $!
 
 # ---- bench
 expect 0 '' bench model.b158 -r 1 --prefill 70 --decode 4 -o json
@@ -253,6 +272,25 @@ PROGRAM
     expect 4 'no finite probability' eval nan.b158 --data text.txt
 fi
 
+# ---- timing, on stderr and with the kernels of what ran
+expect 0 'prefill' run model.b158 -p 'The quick' -n 5 --seed 9 --timing
+for words in 'first token' 'decode' 'ternary_matmul' 'threads'; do says err "$words"; done
+grep -q sgemm err && bad 'run: --timing names a kernel of training' || ok
+expect 0 'prefill' eval model.b158 --data text.txt --timing --backend scalar
+grep -qE '^  ternary_matmul +scalar$' err && ok || bad 'eval: --timing does not say who ran ternary_matmul'
+expect 0 'prefill' run model.b158 -p x -n 1 --timing
+# colours are for terminals, and there only without NO_COLOR; the conversation's test has a terminal
+expect 4 'missing.b158' run missing.b158
+grep -q "$(printf '\033')" err && bad 'a colour in a file' || ok
+
+# ---- ranges: what the card takes the sampler takes
+for pair in top_p=0 repetition_penalty=0 repetition_penalty=101 max_new_tokens=0 temperature=101; do
+    expect 2 "generation.${pair%%=*}" check card.json --set generation.$pair
+done
+for pair in top_p=1e-9 repetition_penalty=0.001 repetition_penalty=100 max_new_tokens=1 temperature=100; do
+    expect 0 '' run model.b158 -p x -n 2 --set generation.$pair
+done
+
 # ---- train
 expect 0 '' train card.json --data text.txt --validation text.txt --out 'run 1' --tokens 2K --threads 2 -o json
 json out "d['finished'] and d['tokens'] >= 2000 and d['validation_bits_per_byte'] > 0"
@@ -261,6 +299,12 @@ says err 'bits/byte'
 expect 0 '' run 'run 1/model.b158' -p The -n 5 -q
 expect 0 '' train card.json --data text.txt --out 'run 2' --dry-run
 [ -e 'run 2/model.b158' ] && bad 'a dry run trained' || ok
+expect 0 'run: ' train card.json --data text.txt --dry-run --tokens 512
+grep -q '1 steps' err && bad 'one steps' || ok
+expect 0 'sgemm' train card.json --data text.txt --out 'run 5' --tokens 512 --timing -o md
+grep -q '^| run 5/model.b158 | 1 |' out && ok || bad 'train -o md'
+expect 0 '' train card.json --data text.txt --out 'run, 6' --tokens 512 -o csv
+tail -1 out | grep -q '^"run, 6/model.b158",1,512,' && ok || bad 'train -o csv'
 expect 4 'nowhere.txt' train card.json --data nowhere.txt --out 'run 3' --tokens 2K
 expect 4 '' train card.json --data text.txt --out text.txt/sub --tokens 2K
 # Ctrl-C: saves, 130, and --resume goes on. A budget no machine finishes before the signal.
@@ -284,8 +328,9 @@ expect 4 'do not have the hash' train card.json --data text.txt --out 'run 4' --
 
 # ---- layers
 expect 3 'gd' layer test gdd
-expect 2 'are both needed' layer gd
-expect 2 'takes no --in' layer test gd --in x
+expect 2 '--in X.safetensors is missing' layer gd
+expect 2 'chimera layer has it' layer test gd --in x
+expect 1 '' layer test gd --tolerance 1e-300
 
 # ---- a standard output that is full, closed, or has no reader
 if [ -w /dev/full ]; then
@@ -301,6 +346,15 @@ if [ -w /dev/full ]; then
 else
     skip 'no /dev/full here'
 fi
+# ---- out of memory is a code of its own (a sanitizer cannot run with so little)
+if (ulimit -v 2000000 && "$chimera" version) >/dev/null 2>&1; then
+    (ulimit -v 2000000 && exec "$chimera" bench model.b158 -r 1 --prefill 1000000000) >out 2>err
+    code=$?
+    [ $code -eq 6 ] && grep -q 'memory' err && ok || bad "out of memory: code $code"
+else
+    skip 'no limit on memory can be set here'
+fi
+
 mkfifo pipe
 sh -c 'exec <pipe; :' &
 { "$chimera" run model.b158 -n 100K -q 2>err; echo $? >code; } >pipe

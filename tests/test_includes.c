@@ -38,12 +38,19 @@ static const char *const posix_headers[] = {"dirent.h",   "fcntl.h",        "get
 static const char *const public_headers[] = {"chimera/chimera.h", "chimera/plugin.h", "chimera/tensor.h", NULL};
 static const char *const plugin_headers[] = {"chimera/plugin.h", "chimera/tensor.h", NULL};
 static const char *const embedding_headers[] = {"chimera/chimera.h", NULL};
-/* A library a plugin is there to bring in. */
+/* A library that a plugin, or a part of the command, is there to bring in. */
 static const struct {
     const char *file, *header;
 } granted[] = {{"plugins/backends/openblas.c", "cblas.h"},
                {"plugins/backends/openblas.c", "openblas_config.h"},
-               {"plugins/tokenizers/o200k.c", "pcre2.h"}};
+               {"plugins/tokenizers/o200k.c", "pcre2.h"},
+               {"cli/converse.c", "histedit.h"}};
+
+static bool is_granted(const char *file, const char *header) {
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(granted); i++)
+        if (strcmp(file, granted[i].file) == 0 && strcmp(header, granted[i].header) == 0) return true;
+    return false;
+}
 
 static bool among(const char *name, const char *const *list) {
     for (; *list; list++)
@@ -92,12 +99,12 @@ static const char *wrong(const char *root, const char *file, const char *name, b
         return beside ? NULL : "only headers beside the file are included with quotes";
     }
     if (strncmp(file, "plugins/", 8) == 0) {
-        for (size_t i = 0; i < CHM_ARRAY_COUNT(granted); i++)
-            if (strcmp(file, granted[i].file) == 0 && strcmp(name, granted[i].header) == 0) return NULL;
+        if (is_granted(file, name)) return NULL;
         if (among(name, plugin_headers) || among(name, c_headers) || among(name, vector_headers)) return NULL;
         return "a plugin includes <chimera/plugin.h>, <chimera/tensor.h> and the C library";
     }
     if (strncmp(file, "cli/", 4) == 0) {
+        if (is_granted(file, name)) return NULL;
         if (among(name, embedding_headers) || among(name, c_headers) || among(name, posix_headers)) return NULL;
         return "the command includes <chimera/chimera.h> and the C library";
     }
