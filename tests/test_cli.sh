@@ -172,10 +172,30 @@ head -c 1000 model.b158 >short.b158
 expect 4 'short.b158' run short.b158 -p a
 expect 4 '' inspect text.txt
 
+# ---- the decoder of model files
+if [ -n "$python" ] && "$python" -c 'import numpy' 2>/dev/null; then
+    "$python" "$source/tools/b158.py" >out 2>err && bad 'b158.py without a file' || ok
+    grep -q '^usage' err && ! grep -q Traceback err && ok || bad 'b158.py without a file has no usage'
+    "$python" "$source/tools/b158.py" model.b158 2>err | head -n 1 >out
+    [ -s out ] && [ ! -s err ] && ok || bad "b158.py into head"
+else
+    skip 'no NumPy: tools/b158.py not run'
+fi
+
 # ---- plugins and kernels
-for format in text json md; do expect 0 '' doctor -o $format; done
+for format in text json csv md; do expect 0 '' doctor -o $format; done
+head -1 out | grep -q chimera && tail -n +2 out | grep -q scalar && ok || bad 'doctor -o md'
+expect 0 '' doctor -o csv
+head -1 out | grep -q '^part,name,value,detail' && grep -q '^kernel,ternary_matmul,' out && ok || bad 'doctor -o csv'
 expect 0 '' doctor -o json
-json out
+json out "d['environment'] == []"
+CHIMERA_BACKENT=scalar CHIMERA_GATED_DELTANET__CHUNKSIZE=3 expect 0 '' doctor
+says out "CHIMERA_BACKENT: no key 'BACKENT' in a model card (did you mean 'CHIMERA_BACKEND'?)"
+says out "did you mean 'CHIMERA_GATED_DELTANET__CHUNK_SIZE'?"
+CHIMERA_BACKENT=scalar expect 0 '' doctor -o json
+json out "len(d['environment']) == 1 and 'CHIMERA_BACKEND' in d['environment'][0]"
+CHIMERA_GATED_DELTANET__CHUNK_SIZE=16 expect 0 '' doctor
+grep -q Environment out && bad 'doctor complains of a good variable' || ok
 for format in text json csv md; do
     expect 0 '' plugins list -o $format
     expect 0 '' plugins show gd -o $format

@@ -542,7 +542,7 @@ static int show(const chm_registry *r, FILE *out, chm_output format) {
     return chm_report_plugin(r, "GOOD", out, format);
 }
 static int doctor(const chm_registry *r, FILE *out, chm_output format) {
-    return chm_report_doctor(r, "nothing", false, out, format);
+    return chm_report_doctor(r, "nothing", false, "", out, format);
 }
 
 static void reports_in_every_format(void **state) {
@@ -588,7 +588,10 @@ static void reports_in_every_format(void **state) {
     for (char *line = text, *end; (end = strchr(line, '\n')); line = end + 1)
         assert_false(end > line && end[-1] == ' ');
     free(text);
-    text = report(doctor, &r, CHM_OUTPUT_CSV, CHM_E_CONFIG);
+    text = report(doctor, &r, CHM_OUTPUT_CSV, CHM_E_PLUGIN);
+    assert_non_null(strstr(text, "part,name,value,detail\n"));
+    assert_non_null(strstr(text, "/magic.so,refused,"));
+    assert_non_null(strstr(text, "\nkernel,,none,"));
     free(text);
     assert_int_equal(chm_kind_parse("layers"), CHM_KIND_LAYER);
     assert_int_equal(chm_kind_parse("laier"), 0);

@@ -6,8 +6,7 @@ A .b158 is a safetensors file. `encoding.NAME` in its metadata says how paramete
   i8;out=O;in=I;block=B  NAME.q and NAME.scale: int8, one scale a row, rows padded to whole blocks
   f32                    NAME as it is
 """
-import json
-import sys
+import json, signal, sys
 
 import numpy as np
 
@@ -52,7 +51,8 @@ def decode(path):
 
 
 if __name__ == "__main__":
-    model = decode(sys.argv[1])
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader may have seen enough, as `head` has
+    model = decode(sys.argv[1]) if len(sys.argv) in (2, 3) else sys.exit("usage: b158.py MODEL [OUT.npz]")
     for name, w in model.items():
         print(f"{name:40} {str(w.shape):16} rms {np.sqrt(np.mean(w * w)):.5f}  zeros {np.mean(w == 0):.3f}")
     if len(sys.argv) > 2:

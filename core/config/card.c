@@ -118,6 +118,27 @@ out:
     return status;
 }
 
+int chm_card_environment(const chm_registry *registry, char **problems) {
+    static const struct chm_card_options options = {.read_environment = true};
+    *problems = NULL;
+    chm_card *card = chm_alloc(sizeof *card);
+    if (!card) return CHM_E_MEMORY;
+    chm_arena_init(&card->arena);
+    card->registry = registry;
+    card->name = "environment";
+    int status = chm_value_parse(card->name, "{}", 2, &card->arena, &card->root);
+    if (status) goto out;
+    chm_card_annotate(card, card->root);
+    add_sections(card);
+    if (!card->starved) status = chm_card_overlays(card, &options);
+    if (!status && (card->starved || card->problems.failed))
+        status = chm_fail(CHM_E_MEMORY, "out of memory while reading the environment");
+    if (!status && !(*problems = chm_strdup(card->problems.text ? card->problems.text : ""))) status = CHM_E_MEMORY;
+out:
+    chm_card_destroy(card);
+    return status;
+}
+
 int chm_card_load(const char *path, const struct chm_card_options *options, chm_card **out) {
     *out = NULL;
     char *text = NULL;

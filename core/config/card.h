@@ -79,6 +79,9 @@ int chm_card_load(const char *path, const struct chm_card_options *options, chm_
 int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,
                    chm_card **out);
 void chm_card_destroy(chm_card *card);
+/* What a card without anything of its own would say of the CHIMERA_* variables: one sentence a line, "" when nothing is
+ * wrong; the caller's to free. */
+int chm_card_environment(const chm_registry *registry, char **problems);
 
 const chm_model_config *chm_card_model(const chm_card *card);
 const chm_train_config *chm_card_train(const chm_card *card);

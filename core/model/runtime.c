@@ -101,7 +101,12 @@ char *chm_kernels_used(chm_runtime *r) { return name_kernels(r, true); }
 char *chm_kernels_training(chm_runtime *r) { return name_kernels(r, false); }
 
 int chm_doctor(chm_runtime *r, chm_output format, FILE *out) {
-    return chm_report_doctor(&r->registry, r->backend, r->require_backend, out, format);
+    char *environment = NULL;
+    int status = chm_card_environment(&r->registry, &environment);
+    if (status == CHM_OK)
+        status = chm_report_doctor(&r->registry, r->backend, r->require_backend, environment, out, format);
+    chm_free(environment);
+    return status;
 }
 
 int chm_plugins_list(chm_runtime *r, const char *kind, chm_output format, FILE *out) {

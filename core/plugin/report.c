@@ -274,7 +274,19 @@ static bool is_loaded(const chm_registry *r, enum chm_kind kind, const char *nam
 
 /* ---- doctor ---- */
 
-static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, const char *problem, FILE *out) {
+/* The next of the lines at *at, at most n bytes into `line`; false at the end. */
+static bool next_line(const char **at, char *line, size_t n) {
+    if (!**at) return false;
+    size_t length = strcspn(*at, "\n");
+    snprintf(line, n, "%.*s", (int)CHM_MIN(length, n - 1), *at);
+    *at += length + ((*at)[length] == '\n');
+    return true;
+}
+
+static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, const char *problem,
+                       const char *environment, FILE *out) {
+    char line[1024];
+    json_t *variables = json_array();
     json_t *report = json_object(), *paths = json_array(), *files = json_array(), *kernels = json_array();
     json_object_set_new(report, "schema_version", json_integer(1));
     put(report, "version", CHM_VERSION);
@@ -317,6 +329,8 @@ static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, c
         json_array_append_new(missing, one);
     }
     json_object_set_new(report, "not_built", missing);
+    while (next_line(&environment, line, sizeof line)) json_array_append_new(variables, text_or_null(line));
+    json_object_set_new(report, "environment", variables);
     json_object_set_new(report, "paths", paths);
     json_object_set_new(report, "files", files);
     json_object_set_new(report, "kernels", kernels);
@@ -356,15 +370,56 @@ static int print_entries(const chm_registry *r, bool directories, FILE *out, chm
     return status;
 }
 
-int chm_report_doctor(const chm_registry *r, const char *force, bool require, FILE *out, chm_output format) {
+/* Everything in one table: which part, what, how it is, and more about it. */
+static int doctor_csv(const chm_registry *r, const chm_kernel_choice *choice, const char *problem,
+                      const char *environment, FILE *out) {
+    char text[1024];
+    chm_table t;
+    chm_table_init(&t);
+    chm_table_column(&t, "part");
+    chm_table_column(&t, "name");
+    chm_table_column(&t, "value");
+    chm_table_column(&t, "detail");
+#define ROW(part, name, value, detail)                                                                                 \
+    do {                                                                                                               \
+        chm_table_cell(&t, "%s", part);                                                                                \
+        chm_table_cell(&t, "%s", name);                                                                                \
+        chm_table_cell(&t, "%s", value);                                                                               \
+        chm_table_cell(&t, "%s", detail);                                                                              \
+    } while (0)
+    chm_cpu_names(r->cpu, text, sizeof text);
+    ROW("host", "version", CHM_VERSION, "");
+    ROW("host", "features", text, "");
+    while (next_line(&environment, text, sizeof text)) ROW("environment", "", "wrong", text);
+    for (size_t i = 0; i < r->file_count; i++) {
+        const struct chm_plugin_file *f = &r->files[i];
+        if (f->is_directory)
+            ROW("path", f->path, f->refused ? "not searched" : "searched", f->refused ? f->refused : f->origin);
+        else
+            ROW("file", f->path, f->plugin ? f->plugin->name : "refused",
+                f->plugin ? chm_kind_name((enum chm_kind)f->plugin->kind) : f->refused);
+    }
+    for (size_t i = 0; !problem && i < choice->slots; i++)
+        ROW("kernel", choice->slot[i], choice->backend[i], choice->exact[i] ? "exact" : "training");
+    if (problem) ROW("kernel", "", "none", problem);
+#undef ROW
+    int status = chm_table_print(&t, CHM_OUTPUT_CSV, out);
+    chm_table_finish(&t);
+    return status;
+}
+
+int chm_report_doctor(const chm_registry *r, const char *force, bool require, const char *environment, FILE *out,
+                      chm_output format) {
     chm_kernel_choice choice;
-    char cpu[256], *problem = NULL;
-    if (format == CHM_OUTPUT_CSV)
-        return chm_fail(CHM_E_CONFIG, "the doctor's report is more than one table: choose text, json or md");
+    char cpu[256], line[1024], *problem = NULL;
     int verdict = chm_kernels_choose(r, force, require, &choice), status;
     if (verdict && !(problem = chm_strdup(chm_error()))) return CHM_E_MEMORY;
     if (format == CHM_OUTPUT_JSON) {
-        status = doctor_json(r, &choice, problem, out);
+        status = doctor_json(r, &choice, problem, environment, out);
+        goto out;
+    }
+    if (format == CHM_OUTPUT_CSV) {
+        status = doctor_csv(r, &choice, problem, environment, out);
         goto out;
     }
     bool md = format == CHM_OUTPUT_MD;
@@ -379,6 +434,8 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, FI
     chm_cpu_identify(&identity);
     for (size_t i = 0; chm_cpu_weakness_at(&identity, i, &weakness); i++)
         fprintf(out, "%s%s\n", md ? "\n" : "", weakness.sentence);
+    if (*environment) fprintf(out, "%sEnvironment%s", section, after);
+    while (next_line(&environment, line, sizeof line)) fprintf(out, "%s%s\n", md ? "- " : "", line);
     fprintf(out, "%sPlugin paths%s", section, after);
     status = print_entries(r, true, out, format);
     if (status) goto out;
