@@ -45,6 +45,7 @@ const struct cli_variable cli_variables[] = {
     {"CHIMERA_PLUGIN_PATH", "directories with plugins, searched after --plugin-path; absolute, separated by colons"},
     {"CHIMERA_BACKEND", "as --backend, which wins"},
     {"CHIMERA_THREADS", "as --threads, which wins"},
+    {"CHIMERA_CPU_MASK", "CPU features to do without, besides those of --cpu-mask; a mask only takes away"},
     {"CHIMERA_SECTION__KEY", "a value of the card, in capitals, a double underscore for each dot: "
                              "CHIMERA_GATED_DELTANET__CHUNK_SIZE=32"},
     {"NO_COLOR", "when set and not empty: no colours in messages; there are none outside a terminal anyway"},

@@ -11,6 +11,7 @@ static int open_runtime(struct cli *c) {
                                          .require_backend = cli_get(c, "require-backend")->given,
                                          .verbosity = c->verbosity,
                                          .log = cli_log,
+                                         .cpu_mask = cli_get(c, "cpu-mask")->text,
                                          .reports_only = c->command->reports_only};
     return cli_report(chm_runtime_create(&options, &c->runtime));
 }

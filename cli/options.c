@@ -23,6 +23,10 @@ const struct cli_option cli_global_options[] = {
      .max = 256,
      .unit = "threads",
      .doc = "threads to use; the CPUs of this process otherwise (CHIMERA_THREADS)"},
+    {.name = "cpu-mask",
+     .type = CLI_TEXT,
+     .value = "FEATURES",
+     .doc = "CPU features to do without, with commas between, or all: plays an older machine (CHIMERA_CPU_MASK)"},
     {.name = "quiet", .letter = 'q', .type = CLI_FLAG, .doc = "errors only on standard error"},
     {.name = "verbose", .letter = 'v', .type = CLI_FLAG, .doc = "more on standard error"},
 };

@@ -207,6 +207,21 @@ expect 3 'gd' plugins show gdd
 expect 3 '' run model.b158 -p a --backend nosuch
 expect 3 '' doctor --backend nosuch
 says out 'Plugin paths'
+# a mask plays an older machine: what needs the feature is refused, the rest runs, and gives the same bytes
+if [ -e "$build/plugins/backends/avx2.so" ] && ! "$chimera" plugins show avx2 >/dev/null 2>&1; then
+    skip 'this CPU has no AVX2: --cpu-mask has nothing to take away'
+elif [ -e "$build/plugins/backends/avx2.so" ]; then
+    expect 0 '' doctor --cpu-mask avx2
+    grep 'avx2.so' out | grep -q 'refused.*lacks.*avx2' && ok || bad 'doctor --cpu-mask avx2 refuses nothing'
+    expect 3 'avx2' run model.b158 -p a --backend avx2 --cpu-mask avx2
+    CHIMERA_CPU_MASK=avx2 expect 3 'avx2' run model.b158 -p a --backend avx2
+    CHIMERA_CPU_MASK=f16c expect 3 'avx2' run model.b158 -p a --backend avx2 --cpu-mask avx2
+fi
+expect 2 "did you mean 'avx512'" doctor --cpu-mask avx521
+CHIMERA_CPU_MASK=sse9 expect 2 'CHIMERA_CPU_MASK' doctor
+expect 0 '' doctor --cpu-mask all -o json
+json out "d['cpu_features'] == [] and all(k['backend'] in ('scalar', 'openblas') for k in d['kernels'])"
+
 CHIMERA_PLUGIN_PATH=$work expect 0 '' check --plugin-path "$CHIMERA_PLUGIN_PATH" card.json
 
 # ---- run
@@ -233,6 +248,9 @@ expect 0 '' run model.b158 -p 'The quick' -n 40 --seed 9 --echo -q
 expect 0 '' run model.b158 -n 1K --temp 0 -q
 expect 4 'nowhere.txt' run model.b158 --prompt-file nowhere.txt
 expect 0 'wrote 20' run model.b158 -p x --seed 1 --set generation.max_new_tokens=20
+
+expect 0 '' run model.b158 -p 'The quick' -n 40 --seed 9 --cpu-mask all
+cmp -s one out && ok || bad 'run: --cpu-mask all wrote something else'
 
 # ---- eval
 expect 0 '' eval model.b158 --data text.txt -o json --logits logits.f32

@@ -593,6 +593,6 @@ const char *const *chm_planned_tokenizers(void) {
 
 const char *const *chm_reserved_variables(void) {
     static const char *const names[] = {"BACKEND", "REQUIRE_BACKEND", "PLUGIN_PATH", "THREADS", "CONFIG",
-                                        "LOG",     "SHAKESPEARE",     NULL};
+                                        "LOG",     "SHAKESPEARE",     "CPU_MASK",    NULL};
     return names;
 }

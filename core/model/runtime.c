@@ -55,7 +55,11 @@ int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out) {
     int status = CHM_OK;
     r->threads = options->threads;
     if (r->threads == 0 && (status = default_threads(&r->threads)) != CHM_OK) goto fail;
-    const struct chm_registry_options registry = {.plugin_path = options->plugin_path};
+    struct chm_registry_options registry = {.plugin_path = options->plugin_path};
+    if (options->cpu_mask != NULL && (status = chm_cpu_mask(options->cpu_mask, &registry.cpu_mask)) != CHM_OK) {
+        status = chm_fail_prefix(status, "--cpu-mask");
+        goto fail;
+    }
     if ((status = chm_registry_init(&r->registry, &registry)) != CHM_OK) goto fail;
     status = chm_kernels_choose(&r->registry, options->backend, options->require_backend, &r->kernels);
     if (status != CHM_OK && !options->reports_only) goto fail;

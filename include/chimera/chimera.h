@@ -43,6 +43,7 @@ typedef struct chm_runtime_options {
     bool reports_only;       /* made even where no kernels can be chosen: chm_doctor, chm_plugins_*, chm_check */
     /* gets what would go to stderr, a line without its newline; NULL: stderr. Of the last runtime that was created */
     void (*log)(const char *line);
+    const char *cpu_mask; /* CPU features to do without, "avx512,avx_vnni" or "all": plays an older machine; or NULL */
 } chm_runtime_options;
 CHM_PUBLIC int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out);
 CHM_PUBLIC void chm_runtime_destroy(chm_runtime *r);
