@@ -153,6 +153,41 @@ says out 'cannot be trained or run yet'
 says out 'not built'
 expect 0 '' check "$source/etc/chimera-5.1.json" -o json
 json out "not d['usable'] and len(d['layers']) == 28 and d['unbuilt']"
+# what a card states beside what follows from it: counts of the seed card as in its structure, whatever is built
+json out "{d['key']: (d['declared'], d['computed'], d['verdict']) for d in d['declared']}.items() >= {
+    'backbone.moe.total_params': (350000000, 1579540592, 'differs'),
+    'backbone.moe.active_params_per_tok': (44000000, 278978672, 'differs'),
+    'params.base': (2300000000, 2145599680, 'differs'),
+    'params.physical': (2650000000, 4237327152, 'differs'),
+    'params.effective_2loops': (4200000000, 4196554368, 'agrees'),
+    'params.effective_6loops': (9500000000, 11284458432, 'differs'),
+    'memory_budget_mb.total': (2524, 2524, 'agrees'),
+    'memory_budget_mb braid': (30, 480, 'differs')}.items()"
+json out "any('moe_intermediate_size 384 would' in r['note'] for r in d['declared'])"
+json out "len(d['findings']) == 20 and all(f['keys'] and f['finding'] for f in d['findings'])"
+for words in '1.43 bits a weight' 'no row for the embedding' '13.5 groups of 128' '163.84 bits' 'layer 23 (sk)' '88.5 MB'; do
+    says out "$words"
+done
+# they follow from the values: other values, other lines
+expect 0 '' check "$source/etc/chimera-5.1.json" -o json --set backbone.moe.moe_intermediate_size=384 \
+    --set looping.spectral_radius_bound=0.999 --set looping.backward_truncation=none \
+    --set self_evolution.tier1.ttt.target_layers='[1, 2]' --set quantization.runtime_kernel=auto \
+    --set braid_state.entity_table.slot_bits=8192
+json out "{r['key']: r['verdict'] for r in d['declared']}['backbone.moe.total_params'] == 'agrees'"
+json out "not any(w in f['finding'] for f in d['findings'] for w in
+    ('13.5 groups', 'stable only', 'half cuts', 'layer 23', 'run once a pass', 'bitnet.cpp', 'xor needs'))"
+json out "any('70.8 MB' in f['finding'] or '141.6 MB' in f['finding'] for f in d['findings'])"
+for format in text md; do
+    expect 0 '' check "$source/etc/chimera-5.1.json" -o $format
+    says out 'Declared and computed'
+    says out 'Values that do not go together'
+    says out '1579540592'
+done
+expect 0 '' check card.json -o json
+json out "d['declared'] == [] and d['findings'] == []"
+expect 0 '' check "$source/etc/chimera-mini.json" -o json
+json out "d['usable'] and abs(sum(p['parameters'] for p in d['parts'] if p['part'] in ('mixers', 'ffns', 'norms')) - 35e6) < 35e4"
+json out "len(d['declared']) == 2 and all(r['verdict'] == 'agrees' for r in d['declared']) and d['findings'] == []"
 expect 2 'generation.top' check card.json --set generation.topp=0.5
 expect 4 'missing.json' check missing.json
 expect 4 '' inspect missing.b158

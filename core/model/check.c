@@ -1,14 +1,19 @@
 /* check.c: what a card means before anything is allocated: layer table, parameters, bytes; and untrained models. */
 #include "model/stream.h"
+#include "model/declared.h"
 #include "model/json.h"
 #include <string.h>
 
 /* ---- counting what a plugin declares ----------------------------------------------------------------------------- */
 
-typedef struct part_size {
-    int64_t parameters;
-    size_t bytes; /* as a .b158 stores them */
-} part_size;
+typedef chm_part_size part_size;
+
+static void add_size(part_size *to, const part_size *from) {
+    to->parameters += from->parameters;
+    to->norms += from->norms;
+    to->ternary += from->ternary;
+    to->bytes += from->bytes;
+}
 
 typedef struct counting {
     chm_declare declare; /* first: what the plugin holds */
@@ -75,6 +80,8 @@ static chm_param *count_param(chm_declare *d, const char *name, enum chm_role ro
     p->out = shape[0];
     p->in = count / shape[0];
     c->size.parameters += count;
+    if (role == CHM_ROLE_NORM) c->size.norms += count;
+    if (role == CHM_ROLE_TERNARY) c->size.ternary += count;
     c->size.bytes += stored_bytes(c->config, role, p->out, p->in);
     return p;
 }
@@ -101,7 +108,8 @@ static int count_ring(chm_declare *d, const char *name, int64_t heads, int64_t e
 static const struct chm_declare_ops counting_ops = {
     .size = sizeof(counting_ops), .param = count_param, .state = count_state, .fail = count_fail, .ring = count_ring};
 
-/* What the plugin of layer `layer` declares under this card. *built is false when there is no such plugin. */
+/* What the plugin of layer `layer` declares under this card. *built is false when there is no such plugin: then it is
+ * counted as it is described, if it is. */
 static int count_layer(const chm_runtime *r, const chm_card *card, const char *name, int layer, part_size *size,
                        size_t *state_bytes, bool *built) {
     const chm_model_config *config = chm_card_model(card);
@@ -109,10 +117,8 @@ static int count_layer(const chm_runtime *r, const chm_card *card, const char *n
     *size = (part_size){0};
     *state_bytes = 0;
     *built = plugin != NULL;
-    if (plugin == NULL) return CHM_OK;
     counting c = {.declare = {.ops = &counting_ops}, .config = config};
     chm_arena_init(&c.arena);
-    const struct chm_layer_ops *ops = plugin->ops;
     const chm_layer_info info = {.size = sizeof(info),
                                  .layer = layer,
                                  .layers = (int32_t)config->layers,
@@ -123,11 +129,17 @@ static int count_layer(const chm_runtime *r, const chm_card *card, const char *n
                                  .norm_eps = (float)config->norm_eps,
                                  .norm_before_linear = config->norm_before_linear,
                                  .in_loop = config->in_loop[layer]};
-    void *self = chm_arena_zero(&c.arena, plugin->instance_size ? plugin->instance_size : 1);
-    int status = self ? CHM_OK : CHM_E_MEMORY;
-    if (status == CHM_OK) status = chm_card_plugin_options(card, plugin, self, &c.arena);
-    if (status == CHM_OK && ops->declare(self, &c.declare, &info) != 0)
-        status = c.status != CHM_OK ? c.status : chm_fail(CHM_E_PLUGIN, "its declare failed and gave no reason");
+    int status = CHM_OK;
+    if (plugin == NULL) {
+        chm_planned_declare(card, name, &c.declare, &info);
+    } else {
+        const struct chm_layer_ops *ops = plugin->ops;
+        void *self = chm_arena_zero(&c.arena, plugin->instance_size ? plugin->instance_size : 1);
+        status = self ? CHM_OK : CHM_E_MEMORY;
+        if (status == CHM_OK) status = chm_card_plugin_options(card, plugin, self, &c.arena);
+        if (status == CHM_OK && ops->declare(self, &c.declare, &info) != 0)
+            status = c.status != CHM_OK ? c.status : chm_fail(CHM_E_PLUGIN, "its declare failed and gave no reason");
+    }
     if (status == CHM_OK) status = c.status;
     if (status != CHM_OK) status = chm_fail_prefix(status, "layer %d, plugin '%s'", layer, name);
     *size = c.size;
@@ -142,7 +154,8 @@ enum check_part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_COUNT
 static const char *const part_name[PART_COUNT] = {"embedding", "mixers", "ffns", "norms"};
 
 typedef struct check_report {
-    chm_table layers, parts, values;
+    chm_table layers, parts, values, numbers, findings;
+    chm_figures figures;
     part_size part[PART_COUNT], total;
     size_t state_bytes;
     int missing_mixers, missing_ffns;
@@ -172,6 +185,29 @@ static int find_obstacle(const chm_runtime *r, const char *path, const struct ch
     return CHM_OK;
 }
 
+/* Experts apart, their norms with the rest. What one token skips are the experts it does not choose. */
+static void count_figures(const chm_card *card, int layer, const part_size *mixer, const part_size *ffn,
+                          const part_size *norm, chm_figures *f) {
+    const chm_model_config *config = chm_card_model(card);
+    int64_t once = mixer->parameters + 2 * norm->parameters + ffn->parameters;
+    add_size(&f->base, mixer);
+    for (int k = 0; k < 2; k++) add_size(&f->base, norm);
+    if (strcmp(config->ffn[layer], "moe") != 0) {
+        add_size(&f->base, ffn);
+    } else {
+        const size_t norm_bytes = (size_t)ffn->norms * sizeof(float);
+        add_size(&f->base, &(part_size){ffn->norms, ffn->norms, 0, norm_bytes});
+        add_size(&f->experts, &(part_size){ffn->parameters - ffn->norms, 0, ffn->ternary, ffn->bytes - norm_bytes});
+        const double routed = chm_card_number(card, "backbone.moe.n_routed_experts", 0);
+        const double chosen = chm_card_number(card, "backbone.moe.num_experts_per_tok", 0);
+        const double inner = chm_card_number(card, "backbone.moe.moe_intermediate_size", 0);
+        const int64_t skipped = (int64_t)((routed - chosen) * 3 * inner) * config->width;
+        f->experts_active += ffn->parameters - ffn->norms - skipped;
+        once -= skipped;
+    }
+    if (config->in_loop[layer]) f->looped += once;
+}
+
 static int collect_layers(const chm_runtime *r, const chm_card *card, check_report *c) {
     const chm_model_config *config = chm_card_model(card);
     chm_table *t = &c->layers;
@@ -183,7 +219,8 @@ static int collect_layers(const chm_runtime *r, const chm_card *card, check_repo
     chm_table_column(t, "#bytes");
     chm_table_column(t, "#state_bytes");
     chm_table_column(t, "status");
-    const part_size norm = {config->width, (size_t)config->width * sizeof(float)};
+    const part_size norm = {config->width, config->width, 0, (size_t)config->width * sizeof(float)};
+    chm_figures *f = &c->figures;
     for (int i = 0; i < config->layers; i++) {
         part_size mixer, ffn;
         size_t mixer_state, ffn_state;
@@ -191,13 +228,18 @@ static int collect_layers(const chm_runtime *r, const chm_card *card, check_repo
         int status = count_layer(r, card, config->mixer[i], i, &mixer, &mixer_state, &mixer_built);
         if (status == CHM_OK) status = count_layer(r, card, config->ffn[i], i, &ffn, &ffn_state, &ffn_built);
         if (status != CHM_OK) return status;
-        c->part[PART_MIXERS].parameters += mixer.parameters;
-        c->part[PART_MIXERS].bytes += mixer.bytes;
-        c->part[PART_FFNS].parameters += ffn.parameters;
-        c->part[PART_FFNS].bytes += ffn.bytes;
-        c->part[PART_NORMS].parameters += 2 * norm.parameters;
-        c->part[PART_NORMS].bytes += 2 * norm.bytes;
-        c->state_bytes += mixer_state + ffn_state;
+        count_figures(card, i, &mixer, &ffn, &norm, f);
+        f->state_bytes += mixer_state + ffn_state;
+        f->planned += !mixer_built + !ffn_built;
+        if (mixer_built) {
+            add_size(&c->part[PART_MIXERS], &mixer);
+            c->state_bytes += mixer_state;
+        }
+        if (ffn_built) {
+            add_size(&c->part[PART_FFNS], &ffn);
+            c->state_bytes += ffn_state;
+        }
+        for (int k = 0; k < 2; k++) add_size(&c->part[PART_NORMS], &norm);
         c->missing_mixers += !mixer_built;
         c->missing_ffns += !ffn_built;
         chm_table_cell(t, "%d", i);
@@ -215,17 +257,18 @@ static int collect_layers(const chm_runtime *r, const chm_card *card, check_repo
                            !mixer_built && !ffn_built ? ", " : "", ffn_built ? "" : config->ffn[i]);
         }
     }
-    c->part[PART_NORMS].parameters += norm.parameters; /* the final one */
-    c->part[PART_NORMS].bytes += norm.bytes;
+    add_size(&c->part[PART_NORMS], &norm); /* the final one */
+    add_size(&f->base, &norm);
+    const int64_t loop = chm_planned_loop(card);
+    add_size(&f->base, &(part_size){loop, loop, 0, (size_t)loop * sizeof(float)});
+    f->looped += loop;
     /* tied: one matrix reads and writes */
     const int64_t tables = config->tie_embeddings ? 1 : 2;
     c->part[PART_EMBEDDING].parameters = tables * config->vocab * config->width;
     c->part[PART_EMBEDDING].bytes =
         (size_t)tables * stored_bytes(config, CHM_ROLE_EMBEDDING, config->vocab, config->width);
-    for (int i = 0; i < PART_COUNT; i++) {
-        c->total.parameters += c->part[i].parameters;
-        c->total.bytes += c->part[i].bytes;
-    }
+    f->embedding = c->part[PART_EMBEDDING];
+    for (int i = 0; i < PART_COUNT; i++) add_size(&c->total, &c->part[i]);
     return CHM_OK;
 }
 
@@ -303,6 +346,10 @@ static int write_check(const char *path, const chm_card *card, check_report *c, 
                 (long long)c->total.parameters, c->total.bytes, c->state_bytes);
         fputs("  \"parts\": ", out);
         status = chm_table_json(&c->parts, 2, out);
+        fputs(",\n  \"declared\": ", out);
+        if (status == CHM_OK) status = chm_table_json(&c->numbers, 2, out);
+        fputs(",\n  \"findings\": ", out);
+        if (status == CHM_OK) status = chm_table_json(&c->findings, 2, out);
         fputs(",\n  \"layers\": ", out);
         if (status == CHM_OK) status = chm_table_json(&c->layers, 2, out);
         fputs(",\n  \"unbuilt\": [", out);
@@ -336,6 +383,16 @@ static int write_check(const char *path, const chm_card *card, check_report *c, 
     status = chm_table_print(&c->parts, format, out);
     heading(out, format, "Layers");
     if (status == CHM_OK) status = chm_table_print(&c->layers, format, out);
+    if (c->numbers.count) {
+        heading(out, format,
+                c->figures.planned ? "Declared and computed; what is not built is counted as it is described"
+                                   : "Declared and computed");
+        if (status == CHM_OK) status = chm_table_print(&c->numbers, format, out);
+    }
+    if (c->findings.count) {
+        heading(out, format, "Values that do not go together");
+        if (status == CHM_OK) status = chm_table_print(&c->findings, format, out);
+    }
     if (unbuilt && unbuilt[0]) {
         heading(out, format, "Checked, but not built: these sections change nothing");
         for (int i = 0; unbuilt[i]; i++) fprintf(out, format == CHM_OUTPUT_MD ? "- %s\n" : "  %s\n", unbuilt[i]);
@@ -361,6 +418,8 @@ int chm_check(chm_runtime *r, const char *path, const chm_overlay *overlay, bool
         goto out;
     }
     collect_parts(chm_card_model(card), &c);
+    chm_declared_numbers(card, &c.figures, &c.numbers);
+    chm_declared_findings(card, &c.figures, &c.findings);
     if ((status = find_obstacle(r, path, &options, &c)) != CHM_OK) goto out;
     if (resolved && (status = collect_values(card, format, &c)) != CHM_OK) goto out;
     status = write_check(path, card, &c, resolved, format, out);
@@ -368,6 +427,8 @@ out:
     chm_table_finish(&c.layers);
     chm_table_finish(&c.parts);
     chm_table_finish(&c.values);
+    chm_table_finish(&c.numbers);
+    chm_table_finish(&c.findings);
     chm_string_finish(&c.obstacle);
     chm_card_destroy(card);
     return status;
