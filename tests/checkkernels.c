@@ -1,9 +1,11 @@
 /*
  * checkkernels: every slot of every backend against scalar, and scalar against references written from the formulas.
  *
- *   checkkernels [DIR]                  check the backends found in DIR (default: plugins/backends of the build)
- *   checkkernels --bench [NAME] [DIR]   time every slot, or those whose name starts with NAME
+ *   checkkernels [DIR..]                check the backends found there (default: plugins/backends of the build)
+ *   checkkernels --only NAME [DIR..]    of them those whose name starts with NAME
+ *   checkkernels --bench [NAME] [DIR..] time every slot, or those whose name starts with NAME
  *
+ * A backend's levels count as backends.
  * Exact slots must give scalar's bytes (any NaN equals any NaN). Training slots must agree with the f64 references
  * within TOLERANCE below, rms of the error over rms of the reference. Every buffer a kernel is given lies between
  * canaries. Exit status 1 when a check failed.
@@ -12,6 +14,9 @@
 
 #include "reference/ref_kernels.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 #include <dirent.h>
 #include <dlfcn.h>
 #include <math.h>
@@ -1264,8 +1269,10 @@ enum { MOST_BACKENDS = 16 };
 struct backend {
     const char *name;
     const struct chm_kernels *kernels;
+    bool wanted; /* to be checked or timed itself */
 };
 static struct backend backends[MOST_BACKENDS];
+static const char *only = "";
 static int backend_count, skipped, failed, passed;
 
 /* the first CPU feature that is missing, or NULL */
@@ -1279,7 +1286,12 @@ static const char *missing_feature(uint64_t needed) {
         return "AVX-512";
     if ((needed & CHM_CPU_AVX512_VNNI) && !__builtin_cpu_supports("avx512vnni")) return "AVX512-VNNI";
     if ((needed & CHM_CPU_AVX512_VBMI) && !__builtin_cpu_supports("avx512vbmi")) return "AVX512-VBMI";
-    if (needed & ~(uint64_t)(CHM_CPU_AVX2 | CHM_CPU_FMA | CHM_CPU_AVX512 | CHM_CPU_AVX512_VNNI | CHM_CPU_AVX512_VBMI))
+    uint32_t a = 0, b, c, d;
+    if ((needed & CHM_CPU_AVX_VNNI) &&
+        !(__builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)))
+        return "AVX-VNNI";
+    if (needed & ~(uint64_t)(CHM_CPU_AVX2 | CHM_CPU_FMA | CHM_CPU_AVX512 | CHM_CPU_AVX512_VNNI | CHM_CPU_AVX512_VBMI |
+                             CHM_CPU_AVX_VNNI))
         return "a feature this program cannot detect";
     return NULL;
 #else
@@ -1291,6 +1303,19 @@ static int by_name(const void *a, const void *b) {
     const struct backend *x = a, *y = b; /* scalar first: the others are held against it */
     const bool sx = strcmp(x->name, "scalar") == 0, sy = strcmp(y->name, "scalar") == 0;
     return sx != sy ? sy - sx : strcmp(x->name, y->name);
+}
+
+static void add(const char *name, uint64_t cpu, const struct chm_kernels *kernels) {
+    const bool wanted = strncmp(name, only, strlen(only)) == 0;
+    if (!wanted && strcmp(name, "scalar") != 0) return;
+    const char *feature = missing_feature(cpu);
+    if (feature != NULL) {
+        printf("%-20s SKIPPED, all of it: this CPU lacks %s\n", name, feature);
+        skipped++;
+        return;
+    }
+    if (backend_count == MOST_BACKENDS) abort();
+    backends[backend_count++] = (struct backend){name, kernels, wanted};
 }
 
 static void load(const char *path) {
@@ -1307,15 +1332,10 @@ static void load(const char *path) {
         return;
     }
     if (plugin->kind != CHM_KIND_BACKEND) return;
-    const char *feature = missing_feature(plugin->cpu);
-    if (feature != NULL) {
-        printf("%-10s SKIPPED, all of it: this CPU lacks %s\n", plugin->name, feature);
-        skipped++;
-        return;
-    }
-    if (backend_count == MOST_BACKENDS) abort();
     const struct chm_backend_ops *ops = plugin->ops;
-    backends[backend_count++] = (struct backend){plugin->name, &ops->kernels};
+    add(plugin->name, plugin->cpu, &ops->kernels);
+    for (uint32_t i = 0; ops->size >= sizeof *ops && i < ops->level_count; i++)
+        add(ops->levels[i]->name, plugin->cpu | ops->levels[i]->cpu, &ops->levels[i]->kernels);
 }
 
 static bool load_all(const char *directory) {
@@ -1330,19 +1350,19 @@ static bool load_all(const char *directory) {
     }
     closedir(d);
     qsort(backends, (size_t)backend_count, sizeof backends[0], by_name);
-    return backend_count > 0 && strcmp(backends[0].name, "scalar") == 0;
+    return true;
 }
 
 static void check_all(void) {
     static struct run run;
     for (int b = 0; b < backend_count; b++)
         for (int s = 0; s < COUNT(slots); s++) {
-            if (!filled(backends[b].kernels, slots[s].offset)) continue;
+            if (!backends[b].wanted || !filled(backends[b].kernels, slots[s].offset)) continue;
             memset(&run, 0, sizeof run);
             run.least = 1e-30;
             random_state = 1000u + (uint64_t)s;
             slots[s].check(&run, backends[0].kernels, backends[b].kernels);
-            printf("%-10s %-21s %-9s %9lld values", backends[b].name, slots[s].name,
+            printf("%-20s %-21s %-9s %9lld values", backends[b].name, slots[s].name,
                    slots[s].exact ? "exact" : "tolerance", (long long)run.compared);
             if (run.worst > 0) printf("  worst %3.0f %% of the tolerance", 100 * run.worst);
             if (run.failed > 0) {
@@ -1655,26 +1675,35 @@ static void bench_all(const char *prefix) {
 }
 
 int main(int argc, char **argv) {
-    const char *directory = NULL, *prefix = NULL;
+    const char *directories[8] = {NULL}, *prefix = NULL;
+    int count = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--bench") == 0) {
             prefix = i + 1 < argc && strchr(argv[i + 1], '/') == NULL ? argv[++i] : "";
-        } else if (argv[i][0] == '-' || directory != NULL) {
-            fprintf(stderr, "usage: checkkernels [DIR] | checkkernels --bench [NAME] [DIR]\n");
+        } else if (strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
+            only = argv[++i];
+        } else if (argv[i][0] == '-' || count == COUNT(directories)) {
+            fprintf(stderr, "usage: checkkernels [--only NAME] [DIR..] | checkkernels --bench [NAME] [DIR..]\n");
             return 2;
         } else {
-            directory = argv[i];
+            directories[count++] = argv[i];
         }
     }
     char beside[4096];
-    if (directory == NULL) { /* tests/checkkernels and plugins/backends are neighbours in the build tree */
+    if (count == 0) { /* tests/checkkernels and plugins/backends are neighbours in the build tree */
         const char *slash = strrchr(argv[0], '/');
         snprintf(beside, sizeof beside, "%.*s/../plugins/backends", slash ? (int)(slash - argv[0]) : 1,
                  slash ? argv[0] : ".");
-        directory = beside;
+        directories[count++] = beside;
     }
-    if (!load_all(directory)) {
-        fprintf(stderr, "checkkernels: no scalar backend in %s; give the directory that holds scalar.so\n", directory);
+    for (int i = 0; i < count; i++)
+        if (!load_all(directories[i])) {
+            fprintf(stderr, "checkkernels: cannot read the directory %s\n", directories[i]);
+            return 1;
+        }
+    if (backend_count == 0 || strcmp(backends[0].name, "scalar") != 0) {
+        fprintf(stderr, "checkkernels: no scalar backend in %s; give the directory that holds scalar.so\n",
+                directories[0]);
         return 1;
     }
     if (prefix != NULL) {
