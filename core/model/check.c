@@ -434,7 +434,7 @@ out:
     return status;
 }
 
-int chm_init_model(chm_runtime *r, const char *path, const chm_overlay *overlay, uint64_t seed, const char *out) {
+int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *overlay, uint64_t seed, const char *path) {
     struct chm_card_options options;
     chm_card *card = NULL;
     chm_model *m = NULL;
@@ -442,19 +442,19 @@ int chm_init_model(chm_runtime *r, const char *path, const chm_overlay *overlay,
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
-    if (chm_same_file(path, out))
-        return chm_fail(CHM_E_CONFIG, "%s: the model would replace the card it is made of; give it another name", out);
-    if ((status = chm_card_load(path, &options, &card)) != CHM_OK) return status;
-    if ((status = chm_model_create(card, &r->registry, &m)) != CHM_OK) return chm_fail_prefix(status, "%s", path);
+    if (chm_same_file(card_path, path))
+        return chm_fail(CHM_E_CONFIG, "%s: the model would replace the card it is made of; give it another name", path);
+    if ((status = chm_card_load(card_path, &options, &card)) != CHM_OK) return status;
+    if ((status = chm_model_create(card, &r->registry, &m)) != CHM_OK) return chm_fail_prefix(status, "%s", card_path);
     if ((status = chm_tokenizer_open(&tokenizer, &r->registry, m->card)) != CHM_OK) {
-        chm_fail_prefix(status, "%s", path);
+        chm_fail_prefix(status, "%s", card_path);
         goto out;
     }
     m->made_with = &tokenizer;
     if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
     if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
     if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
-    status = chm_model_save(m, out);
+    status = chm_model_save(m, path);
 out:
     chm_tokenizer_close(&tokenizer);
     chm_model_destroy(m);

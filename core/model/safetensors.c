@@ -33,7 +33,7 @@ size_t chm_st_dtype_bytes(enum chm_st_dtype type) { return dtypes[type].bytes; }
 chm_quoted chm_quote(const char *name) {
     chm_quoted q;
     size_t n = 0;
-    for (; name[n] && n < 80; n++) {
+    for (; n < 80 && name[n]; n++) {
         unsigned char c = (unsigned char)name[n];
         q.text[n] = c < 32 || c > 126 ? '?' : (char)c;
     }

@@ -70,7 +70,7 @@ typedef struct chm_overlay {
 CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *overlay, bool resolved, chm_output format,
                          FILE *out);
 /* Writes an untrained model. */
-CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card, const chm_overlay *overlay, uint64_t seed,
+CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *overlay, uint64_t seed,
                               const char *path);
 
 /* ---- tokenizers ----------------------------------------------------------------------------------------------------
