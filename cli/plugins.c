@@ -1,8 +1,10 @@
 /* plugins.c: chimera plugins list|show. */
 #include "cli.h"
 
-const struct cli_command cli_plugins = {
-    .name = "plugins", .arguments = "", .summary = "lists plugins, shows one with its options", .reports_only = true};
+const struct cli_command cli_plugins = {.name = "plugins",
+                                        .arguments = "",
+                                        .summary = "lists plugins, shows one with its options, starts a new one",
+                                        .reports_only = true};
 
 /* ---- list -------------------------------------------------------------------------------------------------------- */
 

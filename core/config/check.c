@@ -209,7 +209,11 @@ static void resolve_layers(chm_card *card) {
         if (alias || layer_name(card, names[i])) continue;
         known = false;
         const char *nearest = nearest_layer(card, names[i], aliases);
-        if (nearest)
+        const struct chm_plugin *other = chm_registry_other_kind(card->registry, CHM_KIND_LAYER, names[i]);
+        if (other)
+            chm_card_problem(card, pattern, "no layer '%s': '%s' is a %s", names[i], names[i],
+                             chm_kind_name((enum chm_kind)other->kind));
+        else if (nearest)
             chm_card_problem(card, pattern, "no layer '%s' (did you mean '%s'?)", names[i], nearest);
         else
             chm_card_problem(card, pattern, "no layer '%s'; `chimera plugins list` shows those there are", names[i]);

@@ -277,7 +277,13 @@ static int refuse(struct chm_plugin_file *f) {
     return f->refused ? CHM_OK : CHM_E_MEMORY;
 }
 
-static int check_file(const chm_registry *r, const char *path) {
+static int check_kind(const struct chm_plugin *p, enum chm_kind kind) {
+    if (kind == 0 || p->kind == (uint32_t)kind) return CHM_OK;
+    return chm_fail(CHM_E_PLUGIN, "it is a %s, and lies in the folder of %s", chm_kind_name((enum chm_kind)p->kind),
+                    kinds[kind].folder);
+}
+
+static int check_file(const chm_registry *r, const char *path, enum chm_kind kind) {
     struct stat st;
     struct chm_plugin p;
     chm_map map;
@@ -288,15 +294,17 @@ static int check_file(const chm_registry *r, const char *path) {
     if (status) return status;
     status = chm_elf_descriptor(map.data, map.size, &p);
     if (!status) status = chm_check_numbers(&p, r->cpu);
+    if (!status) status = check_kind(&p, kind);
     chm_map_close(&map);
     return status;
 }
 
-/* Looks at one file. Only running out of memory is a failure; all else is a reason kept with the file. */
-static int try_file(chm_registry *r, const char *directory, const char *name, const char *origin) {
+/* Looks at one file, in the folder of a kind or (0) of any. Only running out of memory is a failure; all else is a
+ * reason kept with the file. */
+static int try_file(chm_registry *r, const char *directory, const char *name, const char *origin, enum chm_kind kind) {
     struct chm_plugin_file *f = add_entry(r, directory, name, origin);
     if (!f) return CHM_E_MEMORY;
-    int status = check_file(r, f->path);
+    int status = check_file(r, f->path, kind);
     if (status) return status == CHM_E_MEMORY ? status : refuse(f);
 
     f->handle = dlopen(f->path, RTLD_NOW | RTLD_LOCAL);
@@ -338,16 +346,19 @@ static int plugin_names(const struct dirent *e) {
     return n > 3 && e->d_name[0] != '.' && strcmp(e->d_name + n - 3, ".so") == 0;
 }
 
-static int folder_names(const struct dirent *e) {
+static enum chm_kind kind_of_folder(const char *name) {
     for (int kind = 1; kind < CHM_KIND_COUNT; kind++)
-        if (strcmp(e->d_name, kinds[kind].folder) == 0) return 1;
-    return 0;
+        if (strcmp(name, kinds[kind].folder) == 0) return (enum chm_kind)kind;
+    return (enum chm_kind)0;
 }
+
+static int folder_names(const struct dirent *e) { return kind_of_folder(e->d_name) != 0; }
 
 /* In the order of bytes, whatever the locale. */
 static int by_bytes(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 
-static int search_directory(chm_registry *r, const char *path, const char *origin, bool folders) {
+/* `kind`: whose folder this is, 0: a directory of the search path, whose folders of kinds are searched too. */
+static int search_directory(chm_registry *r, const char *path, const char *origin, enum chm_kind kind) {
     struct stat st;
     int status = CHM_OK, n;
     struct dirent **list = NULL;
@@ -384,15 +395,15 @@ static int search_directory(chm_registry *r, const char *path, const char *origi
         chm_fail(CHM_E_PLUGIN, "cannot be read: %s", strerror(errno));
         return refuse(f);
     }
-    for (int i = 0; i < n && !status; i++) status = try_file(r, path, list[i]->d_name, origin);
+    for (int i = 0; i < n && !status; i++) status = try_file(r, path, list[i]->d_name, origin, kind);
     for (int i = 0; i < n; i++) free(list[i]);
     free(list);
-    if (status || !folders) return status;
+    if (status || kind) return status;
 
     n = scandir(path, &list, folder_names, by_bytes);
     for (int i = 0; i < n && !status; i++) {
         directory = chm_format("%s%s%s", path, path[strlen(path) - 1] == '/' ? "" : "/", list[i]->d_name);
-        status = directory ? search_directory(r, directory, origin, false) : CHM_E_MEMORY;
+        status = directory ? search_directory(r, directory, origin, kind_of_folder(list[i]->d_name)) : CHM_E_MEMORY;
         chm_free(directory);
     }
     for (int i = 0; i < n; i++) free(list[i]);
@@ -406,7 +417,7 @@ static int search_path(chm_registry *r, const char *path, const char *origin) {
     for (const char *at = path; at && !status;) {
         const char *end = strchr(at, ':');
         char *entry = chm_format("%.*s", (int)(end ? end - at : (ptrdiff_t)strlen(at)), at);
-        status = entry ? search_directory(r, entry, origin, true) : CHM_E_MEMORY;
+        status = entry ? search_directory(r, entry, origin, 0) : CHM_E_MEMORY;
         chm_free(entry);
         at = end ? end + 1 : NULL;
     }
@@ -429,8 +440,8 @@ int chm_registry_init(chm_registry *r, const struct chm_registry_options *option
     /* A program that runs with more rights than its caller does not take paths from the caller's environment. */
     if (!status) status = search_path(r, secure_getenv("CHIMERA_PLUGIN_PATH"), "CHIMERA_PLUGIN_PATH");
     const char *build = chm_build_tree_plugins();
-    if (!status && build) status = search_directory(r, build, "build tree", true);
-    if (!status) status = search_directory(r, chm_installed_plugins(), "install directory", true);
+    if (!status && build) status = search_directory(r, build, "build tree", 0);
+    if (!status) status = search_directory(r, chm_installed_plugins(), "install directory", 0);
     if (status) chm_registry_finish(r);
     return status;
 }
@@ -467,6 +478,13 @@ static const struct chm_plugin_file *refused_file(const chm_registry *r, const c
     return NULL;
 }
 
+const struct chm_plugin *chm_registry_other_kind(const chm_registry *r, enum chm_kind kind, const char *name) {
+    const struct chm_plugin *p;
+    for (size_t i = 0; kind && (p = chm_registry_at(r, 0, i)); i++)
+        if (p->kind != (uint32_t)kind && has_name(p, name, strlen(name))) return p;
+    return NULL;
+}
+
 const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind kind, const char *name) {
     const struct chm_plugin *p;
     const char *known[128];
@@ -482,7 +500,10 @@ const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind 
     known[count] = NULL;
     const char *nearest = chm_nearest(name, known);
     const struct chm_plugin_file *f = refused_file(r, name);
-    if (f) {
+    const struct chm_plugin *other = chm_registry_other_kind(r, kind, name);
+    if (other) {
+        chm_fail(CHM_E_PLUGIN, "no %s '%s': '%s' is a %s", what, name, name, chm_kind_name((enum chm_kind)other->kind));
+    } else if (f) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s': %s was refused: %s", what, name, f->path, f->refused);
     } else if (nearest) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s' (did you mean '%s'?)", what, name, nearest);

@@ -36,6 +36,8 @@ void chm_registry_finish(chm_registry *r);
 
 /* By name or alias, case-sensitive. NULL and a sentence with the nearest name when there is none. */
 const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind kind, const char *name);
+/* A plugin of any kind but this that answers to the name, for the sentence that says so; NULL (no sentence): none. */
+const struct chm_plugin *chm_registry_other_kind(const chm_registry *r, enum chm_kind kind, const char *name);
 /* The i-th loaded plugin of a kind (0: any), in search order; NULL past the end. */
 const struct chm_plugin *chm_registry_at(const chm_registry *r, enum chm_kind kind, size_t i);
 /* The plugin whose card section this is, or NULL (no sentence). */
