@@ -73,10 +73,11 @@ static const struct {
     {"abi_newer", "built for the newer plugin ABI 2, this host has 1: build it again with these headers"},
     {"size", "its descriptor says it has %"},
     {"size_odd", "its descriptor says it has %"},
+    {"size_large", "its descriptor says it has %"},
     {"kind_unknown", "unknown kind 99, expected 1..11"},
     {"kind_unused", "this version has no use for plugins of kind 'grammar' yet"},
     {"cpu", "this CPU lacks unknown:0x4000000000000"},
-    {"capabilities", "it wants capabilities 0x5, which this host does not have"},
+    {"capabilities", "it asks for taps, energy, unknown:40, which this version grants to no plugin"},
     {"no_symbol", "it exports no 'chimera_plugin', so it is not a Chimera plugin"},
     {"no_data", "its 'chimera_plugin' is not constant data in the file"},
     {"too_small", "its 'chimera_plugin' has 4 bytes, too few for a descriptor"},
@@ -89,6 +90,7 @@ static const struct {
     {"no_version", "its descriptor has no version"},
     {"no_ops", "its descriptor has no ops"},
     {"ops_size", "its layer ops say they have 8 bytes, expected %"},
+    {"ops_size_large", "its layer ops say they have 4096 bytes, expected %"},
     {"layer_declare", "its layer ops have no 'declare', which is mandatory"},
     {"layer_forward", "its layer ops have no 'forward', which is mandatory"},
     {"tokenizer_init", "its tokenizer ops have no 'init', which is mandatory"},
@@ -618,6 +620,59 @@ static void pretends_that_features_are_missing(void **state) {
     assert_string_equal(names, "");
 }
 
+/* Its constructor aborts: refused before it is loaded, or not at all. */
+static void refuses_what_an_older_cpu_lacks(void **state) {
+    (void)state;
+    chm_registry r;
+    char *source = bad_plugins(), *directory = join(source, "avx512"), *path = join(directory, "avx512.so");
+    struct chm_registry_options options = {.plugin_path = directory, .cpu_mask = CHM_CPU_AVX512};
+    assert_int_equal(chm_registry_init(&r, &options), CHM_OK);
+    const struct chm_plugin_file *f = entry(&r, path);
+    assert_non_null(f);
+    assert_string_equal(f->refused, "this CPU lacks avx512");
+    assert_null(f->handle);
+    assert_null(chm_registry_find(&r, CHM_KIND_LAYER, "avx512"));
+    assert_non_null(strstr(chm_error(), "this CPU lacks avx512"));
+    chm_registry_finish(&r);
+    chm_free(path);
+    chm_free(directory);
+    chm_free(source);
+}
+
+/* A tokenizer among the layers, and a name asked of the wrong kind. */
+static void refuses_the_wrong_kind(void **state) {
+    (void)state;
+    chm_registry r;
+    char *source = bad_plugins(), *tokenizer = join(source, "tokenizer_good.so"), *good = join(source, "good.so");
+    char *layers = join(scratch, "layers"), *inside = join(layers, "misplaced.so"), *right = join(layers, "right.so");
+    assert_int_equal(mkdir(layers, 0755), 0);
+    copy_file(tokenizer, inside, SIZE_MAX);
+    copy_file(good, right, SIZE_MAX);
+    open_registry(&r, scratch);
+    const struct chm_plugin_file *f = entry(&r, inside);
+    assert_non_null(f);
+    assert_string_equal(f->refused, "it is a tokenizer, and lies in the folder of layers");
+    assert_null(f->handle);
+    f = entry(&r, right);
+    assert_non_null(f);
+    assert_null(f->refused);
+    assert_null(chm_registry_find(&r, CHM_KIND_TOKENIZER, "GOOD"));
+    assert_string_equal(chm_error(), "no tokenizer 'GOOD': 'GOOD' is a layer");
+    chm_registry_finish(&r);
+    /* where no kind is said, any may lie */
+    open_registry(&r, layers);
+    f = entry(&r, inside);
+    assert_non_null(f);
+    assert_true(f->plugin || strstr(f->refused, "is taken")); /* both are called "good", and are of two kinds */
+    chm_registry_finish(&r);
+    chm_free(right);
+    chm_free(inside);
+    chm_free(layers);
+    chm_free(good);
+    chm_free(tokenizer);
+    chm_free(source);
+}
+
 static void masks_features_by_name(void **state) {
     (void)state;
     uint64_t mask;
@@ -757,6 +812,8 @@ int main(void) {
         cmocka_unit_test(chooses_kernels),
         cmocka_unit_test(reports_in_every_format),
         cmocka_unit_test(pretends_that_features_are_missing),
+        cmocka_unit_test(refuses_what_an_older_cpu_lacks),
+        cmocka_unit_test_setup_teardown(refuses_the_wrong_kind, set_up, tear_down),
         cmocka_unit_test(masks_features_by_name),
         cmocka_unit_test(knows_what_cpus_do_badly),
         cmocka_unit_test(chooses_levels),

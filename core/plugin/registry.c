@@ -42,6 +42,20 @@ const char *chm_kind_name(enum chm_kind kind) {
 
 /* ---- checks ---- */
 
+static void capability_names(uint64_t wanted, char *text, size_t n) {
+    static const char *const names[] = {"taps", "addend", "energy", "logits", "depth", "store", "process"};
+    size_t used = 0;
+    text[0] = 0;
+    for (size_t i = 0; i < 64 && used + 24 < n; i++) {
+        if (!(wanted >> i & 1)) continue;
+        if (used) used += (size_t)snprintf(text + used, n - used, ", ");
+        if (i < CHM_ARRAY_COUNT(names))
+            used += (size_t)snprintf(text + used, n - used, "%s", names[i]);
+        else
+            used += (size_t)snprintf(text + used, n - used, "unknown:%zu", i);
+    }
+}
+
 int chm_check_numbers(const struct chm_plugin *p, uint64_t cpu) {
     if (p->magic != CHM_MAGIC)
         return chm_fail(CHM_E_PLUGIN, "wrong magic number 0x%08x in its descriptor, expected 0x%08x", p->magic,
@@ -50,14 +64,16 @@ int chm_check_numbers(const struct chm_plugin *p, uint64_t cpu) {
         return chm_fail(CHM_E_PLUGIN,
                         "built for the %s plugin ABI %u, this host has %u: build it again with these headers",
                         p->abi < CHM_ABI ? "older" : "newer", p->abi, CHM_ABI);
-    /* Within one ABI a descriptor only grows: a longer one has members we do not know, which are none of ours. */
-    if (p->size < sizeof *p || p->size > 4096 || p->size % sizeof(void *))
+    /* Under one ABI number sizes are fixed: another one comes of headers that are neither. */
+    if (p->size != sizeof *p)
         return chm_fail(CHM_E_PLUGIN, "its descriptor says it has %u bytes, expected %zu", p->size, sizeof *p);
     if (p->kind == 0 || p->kind >= CHM_KIND_COUNT)
         return chm_fail(CHM_E_PLUGIN, "unknown kind %u, expected 1..%d", p->kind, CHM_KIND_COUNT - 1);
-    if (p->capabilities)
-        return chm_fail(CHM_E_PLUGIN, "it wants capabilities 0x%llx, which this host does not have",
-                        (unsigned long long)p->capabilities);
+    if (p->capabilities) {
+        char wanted[256];
+        capability_names(p->capabilities, wanted, sizeof wanted);
+        return chm_fail(CHM_E_PLUGIN, "it asks for %s, which this version grants to no plugin", wanted);
+    }
     if (p->cpu & ~cpu) {
         char missing[256];
         chm_cpu_names(p->cpu & ~cpu, missing, sizeof missing);
@@ -133,16 +149,15 @@ static int check_options(const struct chm_plugin *p) {
                             #member);                                                                                  \
     } while (0)
 
-/* Ops structs grow only at their end: one that ends before `least` lacks what the first of this ABI had. */
-static int check_ops_size(const struct chm_plugin *p, uint32_t size, size_t least) {
-    if (size >= least && size <= 1u << 16) return CHM_OK;
+static int check_ops_size(const struct chm_plugin *p, uint32_t size, size_t expected) {
+    if (size == expected) return CHM_OK;
     return chm_fail(CHM_E_PLUGIN, "its %s ops say they have %u bytes, expected %zu", chm_kind_name(p->kind), size,
-                    least);
+                    expected);
 }
 
 static int check_levels(const struct chm_plugin *p) {
     const struct chm_backend_ops *ops = p->ops;
-    if (ops->size < sizeof *ops || ops->level_count == 0) return CHM_OK;
+    if (ops->level_count == 0) return CHM_OK;
     if (ops->level_count > 64 || !ops->levels)
         return chm_fail(CHM_E_PLUGIN, "its backend ops count %u levels and have no list of them", ops->level_count);
     for (uint32_t i = 0; i < ops->level_count; i++) {
@@ -181,7 +196,7 @@ static int check_ops(const struct chm_plugin *p) {
     }
     case CHM_KIND_BACKEND: {
         const struct chm_backend_ops *ops = p->ops;
-        if ((status = check_ops_size(p, ops->size, offsetof(struct chm_backend_ops, level_count)))) return status;
+        if ((status = check_ops_size(p, ops->size, sizeof *ops))) return status;
         if ((status = check_ops_size(p, ops->kernels.size, sizeof ops->kernels))) return status;
         if ((status = check_levels(p))) return status;
         for (size_t at = offsetof(struct chm_kernels, quantise); at < offsetof(struct chm_kernels, reserved_slots);

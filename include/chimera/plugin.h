@@ -7,8 +7,22 @@
  * Ownership: the descriptor and what it points to live as long as the object is loaded. Instances are the host's memory
  * (zeroed, instance_size bytes, options filled in from the card); a plugin that keeps more asks chm_host for it.
  *
- * ABI: `abi` must equal CHM_ABI, and every struct starts with its own size. Within one ABI number structs only grow at
- * their end and `reserved` members stay zero; anything else raises CHM_ABI. A host refuses other numbers by name.
+ * ABI. CHM_ABI is one number for this header and tensor.h. A host loads plugins of its own number and refuses others by
+ * name. Under one number no struct here changes its size, no member moves and none changes its meaning: what is new
+ * takes the place of `reserved` members, which are zero (NULL) in everything built before. So a plugin leaves reserved
+ * members alone, and one that uses a younger member of a table the host fills looks first whether it is NULL. Anything
+ * else raises CHM_ABI. tests/abi has the sizes and offsets of every number, and a test that fails when they change.
+ *
+ * Foreseen, so that this number need not be raised for it (docs/plugins.md has more):
+ *   - kinds without an ops struct yet: the host refuses them by name. Their instances, options, capabilities and modes
+ *     are as here. Those that may run in a process of their own (memory, evolution, encoder, drafter) will speak in
+ *     messages without pointers: fixed-width little-endian members, places as offsets from the start of the message;
+ *   - capabilities: enum chm_capability, none granted by this host;
+ *   - enum chm_mode: how far a plugin that changes what a model does is let in;
+ *   - named taps, chm_tap() of tensor.h: "mlp.w_down.in" is there; "titans.surprise" and "loop.residual" are taken;
+ *   - a low-rank addend of one stream to a ternary linear, terms of the energy that SK minimises, hooks on logits and
+ * on the depth of the loop: members of the ops structs that have `reserved` room for them;
+ *   - places in files are 64 bits wide; collectives reduce in a fixed order, that of the ranks.
  */
 #ifndef CHIMERA_PLUGIN_H
 #define CHIMERA_PLUGIN_H
@@ -36,6 +50,22 @@ enum chm_kind {
     CHM_KIND_DATA,
     CHM_KIND_COUNT,
 };
+
+/* What a plugin may ask for beyond its own options and what its kind is handed. A host that does not grant all of it
+ * refuses the plugin by name; this one grants nothing. */
+enum chm_capability {
+    CHM_CAPABILITY_TAPS = 1u << 0,    /* to see named tensors of a pass */
+    CHM_CAPABILITY_ADDEND = 1u << 1,  /* to add a low-rank term to a ternary linear of one stream */
+    CHM_CAPABILITY_ENERGY = 1u << 2,  /* to provide terms of SK's energy */
+    CHM_CAPABILITY_LOGITS = 1u << 3,  /* to change logits before the draw */
+    CHM_CAPABILITY_DEPTH = 1u << 4,   /* to choose how often a token goes through the loop */
+    CHM_CAPABILITY_STORE = 1u << 5,   /* to keep bytes from run to run, in the host's state file */
+    CHM_CAPABILITY_PROCESS = 1u << 6, /* to run in a process of its own */
+};
+
+/* How far a plugin that changes what a model does is let in: not called; called, its answers recorded and not used;
+ * used. The option `mode` of such plugins, with these words. */
+enum chm_mode { CHM_MODE_OFF, CHM_MODE_SHADOW, CHM_MODE_ON };
 
 /* CPU features a plugin needs before any of its code may run. */
 enum chm_cpu {
@@ -109,6 +139,7 @@ struct chm_host {
     void (*free)(void *p);        /* NULL is fine */
     void (*log)(enum chm_log_level level, const char *format, ...);
     int (*fail)(int status, const char *format, ...); /* records the sentence, returns status */
+    void *reserved_services[8];
 };
 
 /* ---- Kernels ------------------------------------------------------------------------------------------------------
@@ -158,6 +189,7 @@ struct chm_attend {
     const float *q, *k_before, *k, *v_before, *v;
     int64_t qs, ks, vs, os; /* of q; of both k; of both v; of the output and its gradient */
     float scale;
+    uint32_t reserved;
 };
 
 /*
@@ -254,7 +286,7 @@ struct chm_kernels {
     void (*attend_chunk_backward)(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
                                   float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
                                   float *scratch);
-    void *reserved_slots[5];
+    void *reserved_slots[29];
 };
 /* scratch floats of the two attention chunk kernels */
 static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {
@@ -280,6 +312,7 @@ struct chm_backend_ops {
     /* Best first; a slot is the first level's that has it and that the CPU can run, else the one above. */
     uint32_t level_count, reserved;
     const struct chm_backend_level *const *levels;
+    void *reserved_ops[4];
 };
 
 /* ---- Layers --------------------------------------------------------------------------------------------------------
@@ -291,7 +324,7 @@ struct chm_layer_ops {
     int (*declare)(void *self, chm_declare *d, const chm_layer_info *info);
     /* mandatory: x [rows, width], already normalised -> y [rows, width], to be added to the residual */
     chm_tensor *(*forward)(const void *self, chm_graph *g, chm_tensor *x);
-    void *reserved_ops[4];
+    void *reserved_ops[8];
 };
 
 /* ---- Tokenizers ----------------------------------------------------------------------------------------------------
@@ -308,6 +341,7 @@ struct chm_tokenizer_training {
     int (*write)(void *user, const void *data, size_t bytes); /* the finished file, once */
     void *user;
     const bool *failed; /* of `next` */
+    void *reserved[4];
 };
 
 enum chm_tokenizer_property {
@@ -339,6 +373,7 @@ struct chm_tokenizer_ops {
     uint64_t (*properties)(const void *self); /* enum chm_tokenizer_property; may be NULL: none */
     /* may be NULL: learns a vocabulary and writes the file that `init` reads; needs no instance */
     int (*train)(const struct chm_host *host, const struct chm_tokenizer_training *training);
+    void *reserved_ops[4];
 };
 
 /* ---- Descriptor ----------------------------------------------------------------------------------------------------
@@ -355,7 +390,7 @@ struct chm_plugin {
     const struct chm_option *options;
     uint32_t option_count, instance_size;
     uint64_t cpu;          /* enum chm_cpu, all of them needed */
-    uint64_t capabilities; /* none defined yet: 0 */
+    uint64_t capabilities; /* enum chm_capability wanted */
     const void *ops;       /* the struct of its kind */
     const void *reserved[4];
 };

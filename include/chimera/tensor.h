@@ -196,7 +196,7 @@ typedef struct chm_operator {
 
 /* ---- The host's operators ---------------------------------------------------------------------------------------- */
 
-/* Filled by the host; layers use the inline functions below. Grows only at its end. */
+/* Filled by the host; layers use the inline functions below. */
 struct chm_graph_ops {
     uint32_t size;
     chm_tensor *(*linear)(chm_graph *g, chm_tensor *x, chm_param *w);
@@ -222,6 +222,7 @@ struct chm_graph_ops {
     chm_tensor *(*look)(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
                         chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width);
     chm_tensor *(*rope)(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta);
+    void *reserved[16];
 };
 
 struct chm_graph {
@@ -336,6 +337,7 @@ typedef struct chm_layer_info {
     float norm_eps;          /* rms_norm_eps */
     bool norm_before_linear; /* rms_norm_before_every_linear: put norms before inner ternary linears */
     bool in_loop;            /* inside looping.loop: read must exist */
+    uint64_t reserved[4];
 } chm_layer_info;
 
 typedef struct chm_declare chm_declare;
@@ -346,6 +348,7 @@ struct chm_declare_ops {
     int (*state)(chm_declare *d, const char *name, enum chm_dtype type, int64_t heads, int rank, const int64_t *shape);
     int (*fail)(chm_declare *d, const char *format, ...);
     int (*ring)(chm_declare *d, const char *name, int64_t heads, int64_t entries, int64_t width);
+    void *reserved[8];
 };
 struct chm_declare {
     const struct chm_declare_ops *ops;

@@ -476,6 +476,7 @@ static const chm_tokenizer_ops sp_ops = {
     sp_special,
     sp_properties,
     sp_train,
+    {},
 };
 
 extern "C" {
