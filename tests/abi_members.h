@@ -1,7 +1,9 @@
 /*
  * abi_members.h: every struct of plugin.h and tensor.h that crosses from host to plugin, with its members in order, but
- * those called reserved: what is new takes their place and is added here. test_abi.c holds this list against the headers.
+ * those called reserved: what is new takes their place and is added here. test_abi.c holds this list against the
+ * headers.
  */
+/* clang-format off */
 STRUCT(chm_tensor)
 MEMBER(chm_tensor, data)
 MEMBER(chm_tensor, grad)
