@@ -95,8 +95,8 @@ static void reader_init(struct reader *r, bool keep_history) {
     el_set(r->edit, EL_SIGNAL, 1);
     /* keys that would be signals are keys while a line is edited */
     el_set(r->edit, EL_SETTY, "-d", "-isig", NULL);
-    el_set(r->edit, EL_ADDFN, "chimera-interrupt", "throws the line away", on_interrupt_key);
-    el_set(r->edit, EL_ADDFN, "chimera-suspend", "stops the program until fg", on_suspend_key);
+    el_wset(r->edit, EL_ADDFN, L"chimera-interrupt", L"throws the line away", on_interrupt_key); /* el_set leaks */
+    el_wset(r->edit, EL_ADDFN, L"chimera-suspend", L"stops the program until fg", on_suspend_key);
     el_set(r->edit, EL_BIND, "^C", "chimera-interrupt", NULL);
     el_set(r->edit, EL_BIND, "^Z", "chimera-suspend", NULL);
     el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);

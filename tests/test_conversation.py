@@ -18,6 +18,8 @@ import tempfile
 import termios
 import time
 
+PROMPT = b"\n> "  # at the start of a line: an editor may draw it again elsewhere
+MORE = b"\n. "
 LIMIT = 30  # seconds until something is called missing
 
 chimera, build = os.path.abspath(sys.argv[1]), sys.argv[2]
@@ -43,6 +45,8 @@ CARD = {
 class Terminal:
     """A chimera on a pseudo-terminal of its own."""
 
+    editor = False  # does it edit lines itself?
+
     def __init__(self, *arguments, **environment):
         self.seen = b""
         self.at = 0  # up to here the output was looked at
@@ -54,8 +58,17 @@ class Terminal:
             os.execv(chimera, [chimera, *arguments])
 
     def wait_for(self, text):
-        """Reads until `text` comes; returns what stood before it, or None."""
+        """Reads until `text` comes; returns what stood before it, or None. After a prompt an editor takes the terminal
+        over, and what is typed before that may be lost."""
         end = time.monotonic() + LIMIT
+        before = self.find(text, end)
+        while before is not None and text in (PROMPT, MORE) and Terminal.editor and time.monotonic() < end:
+            if not termios.tcgetattr(self.fd)[3] & termios.ICANON:
+                break
+            time.sleep(0.005)
+        return before
+
+    def find(self, text, end):
         while True:
             at = self.seen.find(text, self.at)
             if at >= 0:
@@ -115,8 +128,8 @@ def plain(text):
 
 
 def shown(text):
-    """As a terminal is shown it."""
-    return bytes(c if c >= 32 and c != 127 or c in b"\n\t" else ord("?") for c in text)
+    """As a terminal is shown it, up to the newline that ends it."""
+    return bytes(c if c >= 32 and c != 127 or c in b"\n\t" else ord("?") for c in text).rstrip(b"\n")
 
 
 def run_plainly(prompt, n):
@@ -128,96 +141,97 @@ def run_plainly(prompt, n):
 
 def conversation(term, editor):
     what = f"TERM={term}"
+    Terminal.editor = editor
     state = os.path.abspath(f"state {term}")
     here = {"TERM": term, "XDG_STATE_HOME": state, "LC_ALL": "C.UTF-8"}
     start = ("run", "model.b158", "--temp", "0", "-n", "12")
     t = Terminal(*start, **here)
-    check(b"Ctrl-D leaves" in plain(t.wait_for(b"> ")), f"{what}: no greeting")
+    check(b"Ctrl-D leaves" in plain(t.wait_for(PROMPT)), f"{what}: no greeting")
 
     # two turns are one text: what the second answer must be is known from a run without a terminal
     t.type(b"the quick\n")
-    first = plain(t.wait_for(b"> "))
+    first = plain(t.wait_for(PROMPT))
     text = b"the quick\n"
     answer = run_plainly(text, 12)
     check(shown(answer) in first, f"{what}: the first answer is {first!r}, not {answer!r}")
     text += answer + (b"" if answer.endswith(b"\n") else b"\n") + b"a lazy\n"
     t.type(b"a lazy\n")
-    second, answer = plain(t.wait_for(b"> ")), run_plainly(text, 12)
+    second, answer = plain(t.wait_for(PROMPT)), run_plainly(text, 12)
     check(shown(answer) in second, f"{what}: the second answer is {second!r}, not {answer!r}")
 
     # after /reset the first turn gets the first answer again
     t.type(b"/reset\n")
-    t.wait_for(b"> ")
+    t.wait_for(PROMPT)
     t.type(b"the quick\n")
-    again = plain(t.wait_for(b"> "))
+    again = plain(t.wait_for(PROMPT))
     check(shown(run_plainly(b"the quick\n", 12)) in again, f"{what}: /reset did not forget: {again!r}")
 
     # lines joined, and a fence
     t.type(b"/reset\n")
-    t.wait_for(b"> ")
+    t.wait_for(PROMPT)
     t.type(b"the \\\n")
-    check(t.wait_for(b". ") is not None, f"{what}: no second line after a backslash")
+    check(t.wait_for(MORE) is not None, f"{what}: no second line after a backslash")
     t.type(b"quick\n")
-    joined, answer = plain(t.wait_for(b"> ")), run_plainly(b"the \nquick\n", 12)
+    joined, answer = plain(t.wait_for(PROMPT)), run_plainly(b"the \nquick\n", 12)
     check(shown(answer) in joined, f"{what}: joined lines gave {joined!r}, not {answer!r}")
     t.type(b"/reset\n")
-    t.wait_for(b"> ")
+    t.wait_for(PROMPT)
     t.type(b'"""\n')
-    t.wait_for(b". ")
+    t.wait_for(MORE)
     t.type(b"/exit\n")
-    t.wait_for(b". ")
+    t.wait_for(MORE)
     t.type(b'dog"""\n')
-    fenced, answer = plain(t.wait_for(b"> ")), run_plainly(b"/exit\ndog\n", 12)
+    fenced, answer = plain(t.wait_for(PROMPT)), run_plainly(b"/exit\ndog\n", 12)
     check(shown(answer) in fenced, f"{what}: a fence gave {fenced!r}, not {answer!r}")
 
     # an empty line lets the model go on; commands
     t.type(b"\n")
-    check(len(plain(t.wait_for(b"> ")).strip()) > 0, f"{what}: an empty line wrote nothing")
+    check(len(plain(t.wait_for(PROMPT)).strip()) > 0, f"{what}: an empty line wrote nothing")
     t.type(b"/hlp\n")
-    check(b"did you mean '/help'" in plain(t.wait_for(b"> ")), f"{what}: /hlp")
+    check(b"did you mean '/help'" in plain(t.wait_for(PROMPT)), f"{what}: /hlp")
     t.type(b"/help\n")
-    check(b"/reset" in plain(t.wait_for(b"> ")), f"{what}: /help")
+    check(b"/reset" in plain(t.wait_for(PROMPT)), f"{what}: /help")
 
     # Ctrl-C throws a line away, Ctrl-D leaves
     t.type(b"never sent")
     t.wait_for(b"never sent")
     t.type(b"\x03")
-    check(t.wait_for(b"\n") is not None and t.wait_for(b"> ") is not None, f"{what}: Ctrl-C at a line")
+    check(t.wait_for(PROMPT) is not None, f"{what}: Ctrl-C at a line: {t.seen[-200:]!r}")
     t.type(b"\x04")
     check(t.status() == 0, f"{what}: Ctrl-D is no clean end")
 
     # Ctrl-C in the middle of an answer that has no end: twice, and the conversation goes on
     t = Terminal("run", "model.b158", "--temp", "0", "-n", "1000000000", "--timing", **here)
-    t.wait_for(b"> ")
+    t.wait_for(PROMPT)
     for attempt in range(2):
         t.type(b"the quick\n")
         t.wait_for(b"the quick\r\n")
         check(t.wait_for_more(200), f"{what}: no long answer")
         t.type(b"\x03")
         check(t.wait_for(b"stopped after ") is not None, f"{what}: Ctrl-C {attempt + 1} did not stop the answer")
-        check(b"ternary_matmul" in plain(t.wait_for(b"> ")), f"{what}: no timing block")
+        check(b"ternary_matmul" in plain(t.wait_for(PROMPT)), f"{what}: no timing block")
     if editor:  # the line before is in the history
         t.type(b"\x1b[A\n")
         check(t.wait_for(b"the quick") is not None, f"{what}: no history")
         t.wait_for_more(200)
         t.type(b"\x03")
         check(t.wait_for(b"stopped after ") is not None, f"{what}: Ctrl-C after history")
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
     t.type(b"/exit\n")
     check(t.status() == 0, f"{what}: /exit is no clean end")
 
     # Ctrl-C while a long turn is being read
     if not editor:
         t = Terminal("run", "model.b158", "-n", "1000000000", **here)
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         for _ in range(80):
             t.type(b"x" * 3000 + b"\\\n")
-            t.wait_for(b". ")
+            t.wait_for(MORE)
         t.type(b"end\n")
         t.wait_until_read()
         t.type(b"\x03")
         check(t.wait_for(b"stopped while reading, after ") is not None, f"{what}: Ctrl-C while a turn is read")
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         t.type(b"\x04")
         check(t.status() == 0, f"{what}: the end after a turn that was not read")
     if editor:
@@ -227,19 +241,18 @@ def conversation(term, editor):
         check("lazy" in kept and "never" not in kept, f"the history is {kept!r}")
         check(os.stat(path).st_mode & 0o777 == 0o600, "others may read the history")
         t = Terminal(*start, **here)
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         t.type(b"\x1b[A")
         check(t.wait_for(b"/exit") is not None, "a new conversation has no history")
         t.type(b"\x03")
-        t.wait_for(b"\n")
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         t.type(b"\x04")
         check(t.status() == 0, "the end of a new conversation")
         hidden = dict(here, XDG_STATE_HOME=os.path.abspath("hidden"))
         t = Terminal(*start, "--no-history", **hidden)
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         t.type(b"secret\n")
-        t.wait_for(b"> ")
+        t.wait_for(PROMPT)
         t.type(b"\x04")
         t.status()
         check(not os.path.exists("hidden"), "--no-history kept a history")
