@@ -116,7 +116,7 @@ bool cli_is_top(const struct cli_command *k);
 
 /* help.c */
 void cli_print_commands(FILE *out);
-void cli_print_help(const struct cli_command *command, bool full, FILE *out);
+void cli_print_help(const struct cli_command *k, bool full, FILE *out);
 /* "1..256 threads", "0 or more"; empty for options that are no numbers */
 void cli_range(const struct cli_option *o, char *text, size_t n);
 /* "-o", "--output" of an option, "" for what it has not; each at least 64 bytes */
@@ -145,7 +145,7 @@ void cli_progress_end(void);
 /* Is it time for a line again (a fifth of a second on a terminal, else ten)? *last is when one was last due, 0: now. */
 bool cli_progress_due(double *last);
 void cli_duration(double seconds, char *text, size_t n); /* "1:02", "3:04:05" */
-void cli_count(double n, char *text, size_t size);       /* "12.3k", "4.0M" */
+void cli_count(double x, char *text, size_t size);       /* "12.3k", "4.0M" */
 void cli_json_string(FILE *out, const char *text);
 void cli_csv_string(FILE *out, const char *text);      /* quoted where it must be */
 void cli_json_kernels(FILE *out, const char *kernels); /* "slot=backend ..." as an object */

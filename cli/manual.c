@@ -211,13 +211,10 @@ void cli_print_manual(const struct cli_command *command, FILE *out) {
             roff_examples(&one, out);
         }
     fputs(".SH SEE ALSO\n", out);
-    const char *before = NULL;
-    for (size_t i = 0; cli_commands[i]; i++) {
-        if (!cli_is_top(cli_commands[i])) continue;
-        if (before) fprintf(out, ".BR chimera\\-%s (1),\n", before);
-        before = cli_commands[i]->name;
-    }
-    fprintf(out, ".BR chimera\\-%s (1)\n", before);
+    for (size_t i = 0, n = 0; cli_commands[i]; i++)
+        if (cli_is_top(cli_commands[i]))
+            fprintf(out, "%s.BR chimera\\-%s (1)", n++ ? ",\n" : "", cli_commands[i]->name);
+    putc('\n', out);
 }
 
 /* ---- Markdown ---------------------------------------------------------------------------------------------------- */

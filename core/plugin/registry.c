@@ -130,7 +130,7 @@ static int check_options(const struct chm_plugin *p) {
             return chm_fail(CHM_E_PLUGIN, "option '%s' has an empty range", o->name);
         if (o->offset != CHM_OPTION_CHECKED &&
             (o->offset > p->instance_size || stored[o->type].size > p->instance_size - o->offset ||
-             o->offset % stored[o->type].alignment))
+             o->offset % CHM_MAX(stored[o->type].alignment, 1)))
             return chm_fail(CHM_E_PLUGIN, "option '%s' would be stored at %zu of an instance of %u bytes", o->name,
                             o->offset, p->instance_size);
         bool may_be_empty = o->type == CHM_OPT_STRING || o->type == CHM_OPT_INT_LIST || o->type == CHM_OPT_FLOAT_LIST ||
