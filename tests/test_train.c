@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 /* after the standard headers */
 #include <cmocka.h>
@@ -629,6 +631,8 @@ static void budget_in_seconds(void **state) {
     p.resume = true;
     p.seconds = 1000;
     p.stop_at = -1;
+    refused(train(&p, &result), CHM_E_CONFIG, "was begun for 1 s, not 1000");
+    p.seconds = 1;
     must(train(&p, &result));
     assert_int_equal(result.steps, steps);
     p.seconds = 0;
@@ -665,6 +669,47 @@ static void budget_settled_late(void **state) {
     p.tokens = result.tokens;
     must(train(&p, &again));
     same_files(in_folder("late/model.b158"), in_folder("early/model.b158"));
+}
+
+/* Killed before the budget was in steps: it begins again and keeps its seconds. */
+static void budget_killed_early(void **state) {
+    (void)state;
+    static const char *const line[] = {"training.phases.pretrain.schedule=linear",
+                                       "training.phases.pretrain.warmup_steps=0"};
+    chm_train_result result;
+    for (int before_checkpoint = 0; before_checkpoint < 2; before_checkpoint++) {
+        const char *out = in_folder(before_checkpoint ? "killed-first" : "killed-later");
+        const pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            chm_runtime *own;
+            const chm_runtime_options options = {.size = sizeof options, .threads = 1, .verbosity = -1};
+            const plan p = {.out = out, .seconds = 1e5, .stop_at = -1, .set = line, .sets = 2};
+            if (chm_runtime_create(&options, &own) != CHM_OK) _exit(1);
+            plan q = p;
+            q.runtime = own;
+            (void)train(&q, &result);
+            _exit(0);
+        }
+        /* the rehearsal takes 3 % of the budget: long after either file is there */
+        char wanted[600];
+        snprintf(wanted, sizeof wanted, "%s/%s", out, before_checkpoint ? "lock" : "checkpoint.safetensors");
+        while (access(wanted, F_OK) != 0) usleep(2000);
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+        plan p = {.out = out, .resume = true, .stop_at = -1, .set = line, .sets = 2, .dry_run = false};
+        if (before_checkpoint) {
+            p.tokens = 512;
+            must(train(&p, &result));
+            assert_int_equal(result.steps, 2);
+            continue;
+        }
+        p.seconds = 5;
+        refused(train(&p, &result), CHM_E_CONFIG, "was begun for 100000 s, not 5");
+        p.seconds = 0;
+        p.tokens = 512;
+        refused(train(&p, &result), CHM_E_CONFIG, "begun for 100000 s");
+    }
 }
 
 static void refused_runs(void **state) {
@@ -867,14 +912,15 @@ static void out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schedules),         cmocka_unit_test(text_in_pieces),
-        cmocka_unit_test(refused_files),     cmocka_unit_test(corpora),
-        cmocka_unit_test(order_of_data),     cmocka_unit_test(learns),
-        cmocka_unit_test(stop_and_resume),   cmocka_unit_test(threads),
-        cmocka_unit_test(budget_in_seconds), cmocka_unit_test(budget_settled_late),
-        cmocka_unit_test(free_steps),        cmocka_unit_test(refused_runs),
-        cmocka_unit_test(not_finite),        cmocka_unit_test(memory_and_forecast),
-        cmocka_unit_test(evaluation),        cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(schedules),           cmocka_unit_test(text_in_pieces),
+        cmocka_unit_test(refused_files),       cmocka_unit_test(corpora),
+        cmocka_unit_test(order_of_data),       cmocka_unit_test(learns),
+        cmocka_unit_test(stop_and_resume),     cmocka_unit_test(threads),
+        cmocka_unit_test(budget_in_seconds),   cmocka_unit_test(budget_settled_late),
+        cmocka_unit_test(budget_killed_early), cmocka_unit_test(free_steps),
+        cmocka_unit_test(refused_runs),        cmocka_unit_test(not_finite),
+        cmocka_unit_test(memory_and_forecast), cmocka_unit_test(evaluation),
+        cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests_name("train", tests, set_up, tear_down);
 }

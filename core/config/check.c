@@ -650,6 +650,10 @@ static void check_stages(chm_card *card, const chm_value *phase) {
 static void check_phases(chm_card *card) {
     const chm_value *phases = list_of(card, "training.phases");
     if (!phases) return;
+    if (!phases->first)
+        chm_card_problem(card, phases,
+                         "is empty; leave it out for one phase with default values, or list one of kind "
+                         "pretrain");
     for (const chm_value *v = phases->first; v; v = v->next) {
         if (v->type != CHM_VALUE_OBJECT) continue;
         check_phase(card, v);

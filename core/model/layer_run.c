@@ -200,8 +200,9 @@ static int read_file(struct layer_run *run, const chm_runtime *r) {
     run->first = run->carried ? CARRIED_POSITION : 0;
     if (position) {
         char *end;
+        errno = 0;
         run->first = strtoll(position, &end, 10);
-        if (end == position || *end || run->first < 0)
+        if (end == position || *end || errno != 0 || run->first < 0)
             return chm_fail(CHM_E_DATA, "%s: metadata position '%s' is not the number of a row", run->path,
                             chm_quote(position).text);
         if (run->carried && run->first == 0)

@@ -44,6 +44,16 @@ static char *data_text(const chm_trainer *t) {
     return s.text;
 }
 
+/* Of the metadata but the hash itself, which is written last. */
+static uint64_t meta_hash(const char *const *key, const char *const *value, int count, uint64_t hash) {
+    for (int i = 0; i < count; i++) {
+        if (strcmp(key[i], "hash") == 0) continue;
+        hash = chm_hash64_seed(key[i], strlen(key[i]) + 1, hash);
+        hash = chm_hash64_seed(value[i], strlen(value[i]) + 1, hash);
+    }
+    return hash;
+}
+
 int chm_train_checkpoint_save(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t streams = t->stream != NULL ? t->batch.streams : 0;
@@ -110,11 +120,6 @@ int chm_train_checkpoint_save(chm_trainer *t) {
         s->data = (const uint8_t *)position;
         s->bytes = (uint64_t)streams * sizeof *position;
     }
-    uint64_t hash = 0;
-    for (int i = 0; i < count; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
-    snprintf(field[metas], FIELD, "%016" PRIx64, hash);
-    key[metas] = "hash", value[metas] = field[metas];
-    metas++;
     snprintf(field[metas], FIELD, "%016" PRIx64, t->tokenizer.hash);
     key[metas] = "tokenizer_hash", value[metas] = field[metas];
     metas++;
@@ -133,6 +138,12 @@ int chm_train_checkpoint_save(chm_trainer *t) {
         key[metas] = reals[i].name, value[metas] = field[metas];
         metas++;
     }
+    uint64_t hash = 0;
+    for (int i = 0; i < count; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
+    hash = meta_hash(key, value, metas, hash);
+    snprintf(field[metas], FIELD, "%016" PRIx64, hash);
+    key[metas] = "hash", value[metas] = field[metas];
+    metas++;
     /* the log must not be behind a checkpoint that survives a power cut */
     if (t->log != NULL) (void)!fdatasync(fileno(t->log));
     status = chm_safetensors_write(t->checkpoint_path, tensor, count, key, value, metas, true);
@@ -266,6 +277,7 @@ int chm_train_checkpoint_load(chm_trainer *t) {
     for (int i = 0; i < file->count; i++)
         if (!chm_b158_is_padding(file->tensor[i].name))
             hash = chm_hash64_seed(file->tensor[i].data, file->tensor[i].bytes, hash);
+    hash = meta_hash(file->meta_key, file->meta_value, file->metas, hash);
     snprintf(name, sizeof name, "%016" PRIx64, hash);
     text = chm_safetensors_meta(file, "hash");
     if (text == NULL || strcmp(text, name) != 0) {

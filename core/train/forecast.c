@@ -164,7 +164,9 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
         rest_time[i] = chm_now() - at;
     }
     chm_train_clear_all(t);
-    if (samples == 0) return chm_fail(CHM_E_INTERRUPTED, "stopped while the speed was measured; nothing was trained");
+    if (stopped(t)) /* what was measured by then is too little to settle a budget on */
+        return chm_fail(CHM_E_INTERRUPTED,
+                        "stopped while the speed was measured, before the first step; begin by --resume");
     *step_seconds =
         typical(pass_time, samples) * (double)b->streams / (double)t->micro + CHM_MIN(rest_time[0], rest_time[1]);
     return CHM_OK;

@@ -135,7 +135,9 @@ static int name_files(chm_trainer *t) {
     t->checkpoint_path = chm_format("%s/checkpoint.safetensors", out);
     t->model_path = chm_format("%s/model.b158", out);
     t->card_path = chm_format("%s/card.json", out);
-    if (t->log_path == NULL || t->checkpoint_path == NULL || t->model_path == NULL || t->card_path == NULL)
+    t->lock_path = chm_format("%s/lock", out);
+    if (t->lock_path == NULL || t->log_path == NULL || t->checkpoint_path == NULL || t->model_path == NULL ||
+        t->card_path == NULL)
         return CHM_E_MEMORY;
     return CHM_OK;
 }
@@ -147,7 +149,8 @@ static int check_directory(const chm_trainer *t, bool *resume) {
     const bool checkpoint = exists(t->checkpoint_path), log = exists(t->log_path);
     *resume = t->options->resume && checkpoint;
     if (t->options->resume) {
-        if (!checkpoint && !log)
+        /* stopped before its first checkpoint it left its lock, and begins again */
+        if (!checkpoint && !log && !exists(t->lock_path))
             return chm_fail(CHM_E_CONFIG, "%s: holds no run to resume; leave --resume out to begin one there", out);
         return CHM_OK;
     }
@@ -163,8 +166,7 @@ static int check_directory(const chm_trainer *t, bool *resume) {
 static int lock_directory(chm_trainer *t) {
     int status = chm_make_directory(t->options->out);
     if (status != CHM_OK) return status;
-    char *path = chm_format("%s/lock", t->options->out);
-    if (path == NULL) return CHM_E_MEMORY;
+    const char *path = t->lock_path;
     t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (t->lock < 0)
         status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
@@ -175,7 +177,6 @@ static int lock_directory(chm_trainer *t) {
                                 "another --out",
                                 t->options->out, path)
                      : chm_fail(CHM_E_DATA, "%s: cannot lock: %s", path, strerror(errno));
-    chm_free(path);
     return status;
 }
 
@@ -225,9 +226,18 @@ static int validate(chm_trainer *t, int64_t limit, chm_score *score) {
     return chm_score_files(&request, score);
 }
 
+/* Seconds of a step: of those this session took, once they are enough to tell, else as it was known before. */
+static double pace(const chm_trainer *t) {
+    enum { PACE_STEPS = 16 };
+    const int64_t here = t->stepping_since > 0 ? t->run.step - t->first_step : 0;
+    if (here < PACE_STEPS) return (double)(t->batch.streams * t->batch.rows) / t->run.rate;
+    return (chm_now() - t->stepping_since) / (double)here;
+}
+
 /* The model and the checkpoint, as they are after the last whole step. */
 static int save(chm_trainer *t) {
     const double begun = chm_now();
+    if (t->run.rate > 0) t->run.rate = (double)(t->batch.streams * t->batch.rows) / pace(t);
     int status = chm_model_quantise(t->model, t->kernels, t->pool);
     if (status == CHM_OK) status = chm_model_save(t->model, t->model_path);
     if (status == CHM_OK) status = chm_train_checkpoint_save(t);
@@ -245,7 +255,7 @@ static double checkpoint_interval(const chm_trainer *t) {
 
 static int64_t steps_of_tokens(const chm_trainer *t, int64_t tokens) {
     const int64_t per_step = t->batch.streams * t->batch.rows;
-    return CHM_MAX((tokens + per_step - 1) / per_step, 1);
+    return tokens / per_step + (tokens % per_step != 0);
 }
 
 static void say_budget(const chm_trainer *t) {
@@ -266,22 +276,23 @@ static int64_t affordable(const chm_trainer *t, double each) {
  * as can be, foretells better than any rehearsal. No step taken so far depended on the number.
  */
 static int settle(chm_trainer *t) {
-    enum { PACE_STEPS = 16 };
     chm_run_state *r = &t->run;
-    const int64_t here = r->step - t->first_step, per_step = t->batch.streams * t->batch.rows;
     if (r->settled) return CHM_OK;
-    r->steps =
-        affordable(t, here < PACE_STEPS ? (double)per_step / r->rate : (chm_now() - t->stepping_since) / (double)here);
+    r->steps = affordable(t, pace(t));
     while (chm_schedule_free(t->config, r->steps) < r->step) r->steps++;
     if (chm_schedule_free(t->config, r->steps) > r->step) return CHM_OK;
     r->settled = 1;
     say_budget(t);
-    return chm_train_log_budget(t);
+    const int status = chm_train_log_budget(t);
+    /* what was said is on disk; but none amid skipped steps: the last good state stays */
+    return status == CHM_OK && r->skipped_in_a_row == 0 ? chm_train_checkpoint_save(t) : status;
 }
 
 /* Measures, settles the number of steps if it can be now, and says what is going to happen. */
 static int begin(chm_trainer *t) {
     const chm_train_options *o = t->options;
+    /* begun again after it ended before its budget was settled: that budget still holds */
+    const double seconds = o->seconds > 0 || o->tokens > 0 ? o->seconds : t->run.budget;
     double step_seconds = 0, validation_seconds = 0;
     int status;
     if ((status = chm_model_randomise(t->model, t->config->seed, t->pool)) != CHM_OK) return status;
@@ -289,39 +300,44 @@ static int begin(chm_trainer *t) {
     if (o->validation_count > 0) {
         const double begun = chm_now();
         if ((status = validate(t, o->dry_run ? FIRST_VALIDATION / 16 : FIRST_VALIDATION, &first)) != CHM_OK)
-            return status;
+            return status != CHM_E_INTERRUPTED
+                       ? status
+                       : chm_fail(status, "stopped while the held-out text was scored, before the "
+                                          "first step; begin by --resume");
         validation_seconds = (chm_now() - begun) * (double)first.total_bytes / (double)first.bytes;
     }
-    if ((status = chm_train_calibrate(t, o->seconds * glance_share, &step_seconds)) != CHM_OK) return status;
+    if ((status = chm_train_calibrate(t, seconds * glance_share, &step_seconds)) != CHM_OK) return status;
     const int64_t per_step = t->batch.streams * t->batch.rows;
-    t->run.budget = o->seconds;
-    t->run.settled = o->seconds == 0;
+    t->run.budget = seconds;
+    t->run.settled = seconds == 0;
     t->run.reported_loss = NAN;
     t->run.gradient_norm = NAN;
-    t->run.steps = steps_of_tokens(t, o->tokens > 0 ? o->tokens : t->config->tokens);
+    t->run.steps = seconds > 0 ? 0 : steps_of_tokens(t, o->tokens > 0 ? o->tokens : t->config->tokens);
     if (!o->dry_run) {
-        /* What a checkpoint costs is part of the budget. Killed before the budget is settled, this one says 0 steps. */
+        /* What a checkpoint costs is part of the budget. Killed before that is in steps, this one says 0. */
         if ((status = save(t)) != CHM_OK) return status;
     }
     t->run.closing = validation_seconds + t->checkpoint_cost;
-    if (o->seconds > 0) {
+    if (seconds > 0) {
         t->run.steps = affordable(t, step_seconds);
         const int64_t free_steps = chm_schedule_free(t->config, t->run.steps);
-        t->run.settled = (double)free_steps * step_seconds < o->seconds * measured_share;
+        t->run.settled = (double)free_steps * step_seconds < seconds * measured_share;
         if (t->run.settled) {
-            status = chm_train_calibrate(t, o->seconds * measured_share, &step_seconds);
+            status = chm_train_calibrate(t, seconds * measured_share, &step_seconds);
             if (status != CHM_OK) return status;
             t->run.closing += t->checkpoint_cost; /* of the checkpoint below */
             t->run.steps = affordable(t, step_seconds * (1 + t->checkpoint_cost / checkpoint_interval(t)));
             say_budget(t);
             if (t->run.steps == 1)
-                chm_train_message(t, "the budget of %.0f s has room for no more than one step of %.1f s", o->seconds,
-                                  step_seconds);
+                chm_train_message(t,
+                                  "the budget of %.0f s has room for no more than one step of %.1f s; %.0f s of it are "
+                                  "for the held-out text",
+                                  seconds, step_seconds, validation_seconds);
         } else {
             chm_train_message(t,
                               "budget: %.0f s are about %lld steps; the number is settled near step %lld, before which "
                               "no learning rate depends on it",
-                              o->seconds, (long long)t->run.steps, (long long)free_steps);
+                              seconds, (long long)t->run.steps, (long long)free_steps);
         }
     }
     t->run.rate = (double)per_step / step_seconds;
@@ -338,11 +354,21 @@ static int begin(chm_trainer *t) {
 static int go_on(chm_trainer *t) {
     int status = chm_train_checkpoint_load(t);
     if (status != CHM_OK) return status;
-    if (t->run.steps == 0) return begin(t); /* it ended before its budget was settled */
+    if (t->options->seconds > 0 && t->options->seconds != t->run.budget)
+        return t->run.budget > 0
+                   ? chm_fail(
+                         CHM_E_CONFIG,
+                         "%s: this run was begun for %g s, not %g; resume it without --seconds, or begin another --out",
+                         t->options->out, t->run.budget, t->options->seconds)
+                   : chm_fail(
+                         CHM_E_CONFIG,
+                         "%s: this run was begun for %lld tokens; resume it without --seconds, or begin another --out",
+                         t->options->out, (long long)(t->run.steps * t->batch.streams * t->batch.rows));
     if (t->options->tokens > 0 && !t->run.settled)
         return chm_fail(CHM_E_CONFIG,
                         "%s: this run was begun for %.0f s; resume it without --tokens, or begin another --out",
                         t->options->out, t->run.budget);
+    if (t->run.steps == 0) return begin(t); /* it ended before its budget was in steps */
     if (t->options->tokens > 0 && steps_of_tokens(t, t->options->tokens) != t->run.steps)
         return chm_fail(CHM_E_CONFIG,
                         "%s: this run was begun for %lld tokens, which its learning rates follow; resume it without "
@@ -369,8 +395,8 @@ static int run(chm_trainer *t) {
         if (stopped(t)) {
             if ((status = save(t)) != CHM_OK) return status;
             return chm_fail(CHM_E_INTERRUPTED,
-                            "stopped after step %lld of %lld, everything is saved; go on by --resume",
-                            (long long)r->step, (long long)r->steps);
+                            "stopped after step %lld of %s%lld, everything is saved; go on by --resume",
+                            (long long)r->step, r->settled ? "" : "about ", (long long)r->steps);
         }
         if ((status = chm_train_step(t, &lr)) != CHM_OK) return status;
         if (r->skipped_in_a_row >= CHM_MOST_SKIPPED)
@@ -398,7 +424,11 @@ static int finish(chm_trainer *t, chm_train_result *result) {
     int status;
     if (t->options->validation_count > 0) {
         chm_score score;
-        if ((status = validate(t, 0, &score)) != CHM_OK) return status;
+        if ((status = validate(t, 0, &score)) != CHM_OK)
+            return status != CHM_E_INTERRUPTED
+                       ? status
+                       : chm_fail(status, "stopped while the held-out text was scored; the model is "
+                                          "trained and saved, --resume scores it");
         result->validation_bits_per_byte = score.bits_per_byte;
         if ((status = chm_train_log_validation(t, &score)) != CHM_OK) return status;
     }
@@ -429,6 +459,7 @@ static void release(chm_trainer *t) {
     chm_free(t->checkpoint_path);
     chm_free(t->model_path);
     chm_free(t->card_path);
+    chm_free(t->lock_path);
 }
 
 int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result) {

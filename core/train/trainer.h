@@ -68,7 +68,7 @@ typedef struct chm_trainer {
     double stepping_since;  /* chm_now() when this session's steps began */
     int64_t first_step;     /* and which that was */
 
-    char *log_path, *checkpoint_path, *model_path, *card_path;
+    char *log_path, *checkpoint_path, *model_path, *card_path, *lock_path;
     FILE *log;
     int lock;
 } chm_trainer;

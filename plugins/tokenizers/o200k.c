@@ -461,10 +461,12 @@ static int64_t o200k_encode(const void *self, const uint8_t *text, size_t bytes,
     const struct o200k *t = self;
     struct ids out = {ids, cap, 0};
     struct matcher m;
-    int status = bytes > UINT32_MAX / 4
-                     ? t->host->fail(CHM_E_DATA, "%zu bytes at once; at most %u are encoded", bytes, UINT32_MAX / 4)
-                     : matcher_init(&m, t);
-    if (status != CHM_OK) return -1;
+    int status;
+    if (bytes > UINT32_MAX / 4) {
+        (void)t->host->fail(CHM_E_DATA, "%zu bytes at once; at most %u are encoded", bytes, UINT32_MAX / 4);
+        return -1;
+    }
+    if ((status = matcher_init(&m, t)) != CHM_OK) return -1;
     for (size_t at = 0; at < bytes && status == CHM_OK;) {
         const uint8_t *run = text + at;
         const size_t n = valid_end(text, bytes, at) - at;
