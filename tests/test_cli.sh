@@ -123,7 +123,7 @@ json out "d['version'].count('.') == 2 and d['plugin_abi'] >= 1"
 for format in csv md; do expect 0 '' version -o $format; done
 
 # ---- numbers: the whole word, the range, the unit
-expect 2 'a number of seconds, 0..100000000' train card.json --data text.txt --out x --seconds 3m
+expect 2 'a number of seconds, 0.001..100000000' train card.json --data text.txt --out x --seconds 3m
 expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds nan
 expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds -1
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 5X

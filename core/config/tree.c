@@ -381,7 +381,7 @@ static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
     child->invalid = true;
     chm_string guess = {0}, list = {0};
     if (nearest) chm_string_add(&guess, " (did you mean '%s'?)", nearest);
-    if (names && names[0] && names[1]) {
+    if (!nearest && names && names[0] && names[1]) {
         chm_string_add(&list, ", which has ");
         chm_card_say_names(card, names, &list);
     }

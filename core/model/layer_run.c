@@ -8,6 +8,7 @@
 #include "model/b158.h"
 #include "model/layer_alone.h"
 #include <stdlib.h>
+#include <errno.h>
 #include <string.h>
 
 /* Where a carried state stands in its document when the file does not say (metadata `position`): far from the start,
