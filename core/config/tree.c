@@ -129,7 +129,7 @@ const char *const *chm_card_names(chm_card *card, const chm_value *at) {
     size_t capacity = 0, n = 0;
     chm_schema(&capacity);
     const struct chm_plugin *p;
-    for (size_t i = 0; (p = chm_registry_at(card->registry, 0, i)) != NULL; i++) capacity += 2;
+    for (size_t i = 0; chm_registry_at(card->registry, 0, i) != NULL; i++) capacity += 2;
     if (at->plugin) capacity += at->plugin->option_count;
     capacity += (size_t)at->count + (items ? (size_t)items->count : 0) + 1;
     const char **list = chm_arena_take(&card->arena, capacity * sizeof *list);

@@ -251,9 +251,9 @@ int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, ch
     }
 
     const traffic t = model_traffic(m);
-    const double passes = (double)((prefill + CHM_PASS_ROWS - 1) / CHM_PASS_ROWS);
+    const int64_t passes = (prefill + CHM_PASS_ROWS - 1) / CHM_PASS_ROWS;
     bench_row rows[2] = {{.name = "prefill", .tokens = prefill}, {.name = "decode", .tokens = decode}};
-    rows[0].bytes = (t.layers * passes + t.head) / (double)prefill + t.row + t.state;
+    rows[0].bytes = (t.layers * (double)passes + t.head) / (double)prefill + t.row + t.state;
     rows[1].bytes = t.layers + t.head + t.row + t.state;
     for (int i = 0; i < 2; i++) {
         rows[i].rate = median(rate[i], repeats);

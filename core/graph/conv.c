@@ -171,7 +171,7 @@ static void conv_backward(chm_context *c, chm_node *n) {
     if (c->status) return;
     chm_spread(c, j->x->rows, ROW_PIECE, (double)size * 0.5, conv_backward_rows, j);
     conv_backward_history(j);
-    if (c->state_grad && j->past == j->x) history_gradients(c, j);
+    if (j->dhistory && j->past == j->x) history_gradients(c, j);
     if (!j->param->grad) return;
     for (int64_t p = 1; p < pieces; p++)
         for (int64_t i = 0; i < size; i++) j->dweight[i] += j->dweight[p * size + i];

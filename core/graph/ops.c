@@ -209,12 +209,13 @@ static void rmsnorm_backward(chm_context *c, chm_node *n) {
     j->dx = chm_grad(c, j->x);
     /* an input that wants no gradient still has a weight that does */
     if (!j->dx) j->dx = chm_take(c, (size_t)(j->x->rows * j->x->width) * sizeof(float));
-    if (n->param && n->param->grad) j->partial = chm_take_zero(c, (size_t)(pieces * size) * sizeof(float));
+    float *const sum = n->param ? n->param->grad : NULL;
+    if (sum) j->partial = chm_take_zero(c, (size_t)(pieces * size) * sizeof(float));
     if (c->status) return;
     chm_spread(c, j->x->rows, ROW_PIECE, (double)j->x->width * 0.5, rmsnorm_backward_rows, j);
-    if (j->partial)
+    if (sum)
         for (int64_t p = 0; p < pieces; p++)
-            for (int64_t i = 0; i < size; i++) n->param->grad[i] += j->partial[p * size + i];
+            for (int64_t i = 0; i < size; i++) sum[i] += j->partial[p * size + i];
 }
 
 static chm_tensor *op_rmsnorm(chm_graph *g, chm_tensor *x, chm_param *w, int64_t group) {

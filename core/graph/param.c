@@ -101,10 +101,10 @@ void chm_param_row(const chm_param *p, int64_t row, float *out) {
         float row_scale;
         memcpy(&row_scale, scales + 4 * lane, sizeof row_scale);
         for (int64_t i = 0; i < t->in; i++) {
-            const int64_t s = i / 256, field = i % 256 / 64, j = i % 64 / 4;
+            const int64_t s = i / 256, field = i % 256 / 64, j = i % 64 / 4, block = i / t->group;
             const uint8_t byte = codes[s * 1024 + j * 64 + 4 * lane + i % 4];
             const int code = byte >> (2 * field) & 3;
-            out[i] = (float)(code - 1) * ((float)scales[64 + 16 * (i / t->group) + lane] * row_scale);
+            out[i] = (float)(code - 1) * ((float)scales[64 + 16 * block + lane] * row_scale);
         }
         break;
     }

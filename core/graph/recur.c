@@ -5,6 +5,7 @@
  * parameters are summed per slot first and then in slot order.
  */
 #include "graph/context.h"
+#include <assert.h>
 #include <string.h>
 
 struct recur_job {
@@ -340,20 +341,24 @@ static void backward_items(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t item = begin; item < end; item++) {
         const int64_t slot = item / l->heads, head = item % l->heads;
         uint8_t *const work = c->scratch[worker];
-        void *gradient[CHM_MAX_STATES];
+        void *gradient[CHM_MAX_STATES] = {0};
         chm_head h;
         fill_head(c, l, head, &h);
         h.scratch = work + j->state_bytes;
         scratch_states(c, l, work, gradient);
         memset(work, 0, j->state_bytes);
         if (c->state_grad && c->state_grad[slot]) {
-            void *from[CHM_MAX_STATES];
+            void *from[CHM_MAX_STATES] = {0};
             blob_states(c, l, c->state_grad[slot], head, from);
-            for (uint32_t i = 0; i < r->n_states; i++) memcpy(gradient[i], from[i], item_of(c, l, i)->head_bytes);
+            for (uint32_t i = 0; i < r->n_states; i++) {
+                assert(gradient[i] && from[i]);
+                memcpy(gradient[i], from[i], item_of(c, l, i)->head_bytes);
+            }
         }
         for (int64_t k = l->slot_chunk[slot + 1] - 1; k >= l->slot_chunk[slot]; k--) {
             void *state[CHM_MAX_STATES];
-            const float *in[CHM_MAX_INPUTS], *ask[16][CHM_MAX_INPUTS], *const *asks[16], *ask_dout[16];
+            const float *in[CHM_MAX_INPUTS] = {0};
+            const float *ask[16][CHM_MAX_INPUTS], *const *asks[16], *ask_dout[16];
             const int64_t row = l->chunk_first[k];
             chm_chunk_grad grad = {.dout = j->dout + row * h.out_stride + head * l->out_width};
             chunk_head(c, l, head, k, &h);
@@ -379,9 +384,12 @@ static void backward_items(void *arg, int64_t begin, int64_t end, int worker) {
             if (l->chunk_fresh[k]) memset(work, 0, j->state_bytes); /* a document's first state is a constant */
         }
         if (c->state_grad && c->state_grad[slot]) {
-            void *to[CHM_MAX_STATES];
+            void *to[CHM_MAX_STATES] = {0};
             blob_states(c, l, c->state_grad[slot], head, to);
-            for (uint32_t i = 0; i < r->n_states; i++) memcpy(to[i], gradient[i], item_of(c, l, i)->head_bytes);
+            for (uint32_t i = 0; i < r->n_states; i++) {
+                assert(to[i] && gradient[i]);
+                memcpy(to[i], gradient[i], item_of(c, l, i)->head_bytes);
+            }
         }
     }
 }

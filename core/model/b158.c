@@ -1,6 +1,7 @@
 /* b158.c: packed parameters in a safetensors file, written and mapped (b158.h says how they lie there). */
 #include "model/b158.h"
 
+#include <assert.h>
 #include <float.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -349,6 +350,7 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
                         name, p->name, chm_quote(have).text, want);
     for (int i = 0; i < pieces; i++) {
         int status = find_piece(name, file, p, &piece[i], &t[i]);
+        assert(status || t[i]);
         if (!status && verify) status = chm_b158_verify_tensor(name, file, t[i]);
         if (!status && used[t[i] - file->tensor])
             status =

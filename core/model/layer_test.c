@@ -7,6 +7,7 @@
  */
 #include "model/json.h"
 #include "model/layer_alone.h"
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -433,6 +434,7 @@ static int test_tree(struct layer_test *t, int passes) {
     const bool unmoved = same_state(streams[0], &t->copy[2]) && same_state(streams[1], &t->copy[3]);
     /* accept while the pass is there; the paths are run afterwards */
     for (int s = 0; s < 2 && !status; s++) {
+        assert(deepest[s] >= 0); /* the first two rows stand on the two streams */
         int64_t n = depth[deepest[s]];
         for (int64_t r = deepest[s], i = n - 1; i >= 0; i--, r = parent[r]) path[i] = (int32_t)r;
         status = chm_accept(t->s->context, path, n);

@@ -364,7 +364,7 @@ int chm_tokenizer_create(chm_runtime *r, const char *source, const char *type, c
             t->file = t->owned;
             if (status == CHM_OK && (t->name = chm_strdup(source)) == NULL) status = CHM_E_MEMORY;
         }
-        if (status == CHM_OK)
+        if (plugin != NULL && status == CHM_OK)
             status = start(t, plugin, NULL);
         else
             chm_tokenizer_close(t);

@@ -60,7 +60,7 @@ static int find_symbol(const uint8_t *data, uint64_t size, const ElfW(Ehdr) * he
 
 int chm_elf_descriptor(const uint8_t *data, uint64_t size, struct chm_plugin *out) {
     ElfW(Ehdr) header;
-    ElfW(Sym) symbol;
+    ElfW(Sym) symbol = {0};
     memset(out, 0, sizeof *out);
     if (size < SELFMAG || memcmp(data, ELFMAG, SELFMAG) != 0)
         return chm_fail(CHM_E_PLUGIN, "not a shared object (no ELF header)");

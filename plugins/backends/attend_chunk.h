@@ -80,17 +80,18 @@ static void ATTEND_NAME(attend_chunk)(const struct chm_attend *a, float *o, floa
     float *S = attend_take(&scratch, ATTEND_TILE * ATTEND_TILE), *KT = attend_take(&scratch, ATTEND_TILE * a->dk);
     float top[ATTEND_TILE], sum[ATTEND_TILE];
     for (int64_t row0 = 0; row0 < a->rows; row0 += ATTEND_TILE) {
-        struct attend_tile t = {.row0 = row0, .rows = portable_min(ATTEND_TILE, a->rows - row0)};
+        const int64_t rows = portable_min(ATTEND_TILE, a->rows - row0);
+        struct attend_tile t = {.row0 = row0, .rows = rows};
         float *out = o + row0 * a->os;
-        for (int64_t i = 0; i < t.rows; i++) {
+        for (int64_t i = 0; i < rows; i++) {
             top[i] = -INFINITY;
             sum[i] = 0.0f;
             memset(out + i * a->os, 0, (size_t)a->dv * sizeof *out);
         }
         while (attend_next(a, &t)) {
             attend_transpose(t.n, a->dk, t.k, a->ks, KT);
-            ATTEND_GEMM(t.rows, t.n, a->dk, a->q + row0 * a->qs, a->qs, 1, KT, ATTEND_TILE, S, ATTEND_TILE, 0);
-            for (int64_t i = 0; i < t.rows; i++) {
+            ATTEND_GEMM(rows, t.n, a->dk, a->q + row0 * a->qs, a->qs, 1, KT, ATTEND_TILE, S, ATTEND_TILE, 0);
+            for (int64_t i = 0; i < rows; i++) {
                 float *s = S + i * ATTEND_TILE, *to = out + i * a->os;
                 int64_t low;
                 const int64_t high = attend_seen(a, &t, i, &low);
@@ -107,9 +108,9 @@ static void ATTEND_NAME(attend_chunk)(const struct chm_attend *a, float *o, floa
                 }
                 sum[i] += attend_weights(s, low, high, t.n, a->scale, top[i]);
             }
-            ATTEND_GEMM(t.rows, a->dv, t.n, S, ATTEND_TILE, 1, t.v, a->vs, out, a->os, 1);
+            ATTEND_GEMM(rows, a->dv, t.n, S, ATTEND_TILE, 1, t.v, a->vs, out, a->os, 1);
         }
-        for (int64_t i = 0; i < t.rows; i++) {
+        for (int64_t i = 0; i < rows; i++) {
             const float factor = 1.0f / sum[i];
             for (int64_t j = 0; j < a->dv; j++) out[i * a->os + j] *= factor;
             lse[row0 + i] = top[i] + portable_log(sum[i]);

@@ -406,9 +406,9 @@ static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, in
                 uint8_t code[4][64];
                 memset(code, 1, sizeof code);
                 for (int f = 0; f < 4 && row < out; f++) {
-                    const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first);
+                    const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first), block = first / group;
                     if (n <= 0) break;
-                    const float scale = (float)record[64 + 16 * (first / group) + r] * row_scale[r];
+                    const float scale = (float)record[64 + 16 * block + r] * row_scale[r];
                     const float *v = w + row * in + first;
                     float *d = dequant != NULL ? dequant + row * in + first : NULL;
                     if (n == 64) {

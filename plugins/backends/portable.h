@@ -346,12 +346,12 @@ static inline void portable_ternarise(const float *w, int64_t out, int64_t in, i
                 }
                 memset(packed[r], 0, 64);
                 for (int f = 0; f < 4; f++) {
-                    const int64_t first = 256 * s + 64 * f;
+                    const int64_t first = 256 * s + 64 * f, block = first / group;
                     const int64_t n = portable_min(64, in - first);
                     uint8_t trit[64];
                     memset(trit, 1, sizeof trit);
                     if (n > 0) {
-                        const float scale = (float)record[64 + 16 * (first / group) + r] * row_scale[r];
+                        const float scale = (float)record[64 + 16 * block + r] * row_scale[r];
                         const float inverse = 1.0f / scale;
                         const float *v = w + row * in + first;
                         for (int64_t i = 0; i < n; i++) {
