@@ -90,8 +90,8 @@ int64_t chm_batch_targets(const chm_batch *b, int64_t step);
  */
 void chm_schedule_at(const chm_train_config *t, int64_t step, int64_t steps, double *lr, double *weight_decay);
 /*
- * The first step whose rates depend on the length of the run: before it, every run of `steps` steps or more has the same
- * ones. A budget in seconds is turned into steps there and not earlier, from the pace of the steps already taken.
+ * The first step whose rates depend on the length of the run: before it, every run of `steps` steps or more has the
+ * same ones. A budget in seconds is turned into steps there and not earlier, from the pace of the steps already taken.
  */
 int64_t chm_schedule_free(const chm_train_config *t, int64_t steps);
 
