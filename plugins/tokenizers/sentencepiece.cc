@@ -97,6 +97,7 @@ std::string_view text_of(const field &f) {
 
 struct survey_result {
     size_t pieces = 0;
+    uint64_t model_type = 1;
     bool dummy_prefix = true, remove_spaces = true, escape_spaces = true,
          normalises = false;     /* the format's defaults */
     bool newline_inside = false; /* a piece has a newline before its end */
@@ -168,6 +169,11 @@ survey_result survey(const void *data, size_t bytes) {
             survey_piece(f.bytes, &r);
             r.pieces++;
         }
+        if (f.number == 2 && f.type == 2) {
+            wire spec = f.bytes;
+            while (next_field(&spec, &g))
+                if (g.number == 3 && g.type == 0) r.model_type = g.value;
+        }
         if ((f.number == 3 || f.number == 5) && f.type == 2) {
             wire spec = f.bytes;
             while (next_field(&spec, &g)) {
@@ -222,6 +228,17 @@ int caught(const chm_host *host, const char *doing) {
     } catch (...) {
         return host->fail(CHM_E_DATA, "sentencepiece failed while %s", doing);
     }
+}
+
+/* The library's sentence, fit for one line of ours: without the place in its source. */
+std::string sentence_of(const sentencepiece::util::Status &status) {
+    std::string text = status.error_message();
+    const size_t source = text.find("] ");
+    if (source != std::string::npos && text.find(".cc(") < source) text.erase(0, source + 2);
+    if (text.size() > 300) text.resize(300);
+    for (char &c : text)
+        if ((unsigned char)c < 0x20 || (unsigned char)c >= 0x7f) c = '?';
+    return text.empty() ? "it gives no reason" : text;
 }
 
 /* Bytes of the character at s, 0: none (broken UTF-8). */
@@ -279,7 +296,8 @@ int open_model(state *s, const void *data, size_t bytes) {
         return host->fail(CHM_E_DATA, "not a sound sentencepiece model: %s; train one with `chimera tokenizer train`",
                           r.problem);
     const auto status = s->processor.LoadFromSerializedProto(std::string_view(static_cast<const char *>(data), bytes));
-    if (!status.ok()) return host->fail(CHM_E_DATA, "sentencepiece refuses this model: %s", status.error_message());
+    if (!status.ok())
+        return host->fail(CHM_E_DATA, "sentencepiece refuses this model: %s", sentence_of(status).c_str());
     list_pieces(s);
     const sentencepiece::SentencePieceProcessor &p = s->processor;
     s->end = p.eos_id() >= 0 ? p.eos_id() : p.bos_id();
@@ -287,7 +305,10 @@ int open_model(state *s, const void *data, size_t bytes) {
     s->plain = !r.normalises && !r.dummy_prefix && !r.remove_spaces && r.escape_spaces;
     /* neighbours that are both unknown become one id, unless bytes stand in for them: a cut must not part them */
     s->cut_newline = s->plain && !r.newline_inside && (s->every_byte || !p.IsUnknown(p.PieceToId("\n")));
-    s->cut_space = s->plain && !r.space_inside && (s->every_byte || !p.IsUnknown(p.PieceToId(space_mark)));
+    /* merging by score sees only neighbours; the sums of a unigram model are rounded, and what came before may tip a
+     * tie */
+    s->cut_space =
+        s->plain && r.model_type == 2 && !r.space_inside && (s->every_byte || !p.IsUnknown(p.PieceToId(space_mark)));
     return CHM_OK;
 }
 
@@ -332,16 +353,23 @@ int64_t sp_encode(const void *self, const uint8_t *text, size_t bytes, int32_t *
             const auto status =
                 s->processor.Encode(std::string_view(reinterpret_cast<const char *>(text) + from, to - from), &some);
             if (!status.ok()) {
-                s->host->fail(CHM_E_DATA, "sentencepiece cannot encode this text: %s", status.error_message());
+                s->host->fail(CHM_E_DATA, "sentencepiece cannot encode this text: %s", sentence_of(status).c_str());
                 return false;
             }
             for (const int id : some) put(id);
             return true;
         };
         size_t from = 0, at = 0;
-        while (s->plain && s->every_byte && at < bytes) {
+        while ((s->cut_newline || (s->plain && s->every_byte)) && at < bytes) {
             size_t n = character(text + at, bytes - at), broken = 0;
-            if (n == 0)
+            if (s->cut_newline && text[at] == '\n') {
+                /* line by line, so that a line's tokens are its own whatever came before */
+                if (!put_text(from, at + 1)) return -1;
+                from = at + 1;
+            }
+            if (!s->every_byte)
+                n = n ? n : 1;
+            else if (n == 0)
                 broken = 1;
             else if (n == 3 && std::memcmp(text + at, space_mark.data(), 3) == 0)
                 broken = 3;
@@ -447,13 +475,11 @@ int sp_train(const chm_host *host, const chm_tokenizer_training *training) {
             return host->fail(CHM_E_DATA, "there is no text to train a tokenizer on: every line is empty");
         const auto status = sentencepiece::SentencePieceTrainer::Train(options, &text, &model);
         if (*training->failed) return CHM_E_DATA;
-        const char *why = status.ok() ? nullptr : status.error_message();
-        if (why && std::strstr(why, "] ")) why = std::strstr(why, "] ") + 2; /* after its file and condition */
-        if (why)
+        if (!status.ok())
             return host->fail(CHM_E_CONFIG,
                               "sentencepiece cannot make %d pieces of this text: %s (260 are specials and bytes, and "
                               "every character of the text takes one more)",
-                              training->vocab, why);
+                              training->vocab, sentence_of(status).c_str());
         return training->write(training->user, model.data(), model.size());
     } catch (...) {
         return caught(host, "training");
