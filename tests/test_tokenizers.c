@@ -92,12 +92,72 @@ static void a_file_is_refused(void **state) {
     chm_free(other);
 }
 
+/* ---- whole characters ---- */
+
+/* However a text comes in pieces, what goes out is whole characters and, with what is flushed, the text. */
+static void only_whole_characters_pass(void **state) {
+    (void)state;
+    static const char text[] =
+        "a\xc3\xa9\xe6\xbc\xa2\xf0\x9f\x98\x80z\xff\xc3(\xe2\x82 \xed\xa0\x80\xf4\x90\xc0\xaf\xf0\x9f\x98";
+    const size_t n = sizeof text - 1;
+    for (uint32_t run = 0; run < 500; run++) {
+        chm_utf8 u = {.count = 0};
+        uint8_t out[64], some[16];
+        size_t at = 0, done = 0;
+        while (at < n) {
+            size_t step = run == 0 ? 1 : 1 + (size_t)chm_below_at(3, CHM_RANDOM_TEST, run, at, 9);
+            if (step > n - at) step = n - at;
+            const size_t got = chm_utf8_take(&u, text + at, step, some);
+            memcpy(out + done, some, got);
+            done += got;
+            at += step;
+            assert_int_equal(done + u.count, at);
+            assert_int_equal(chm_utf8_unfinished(out, done), 0);
+        }
+        assert_int_equal(u.count, 3); /* the last character lacks a byte */
+        done += chm_utf8_flush(&u, out + done);
+        assert_int_equal(u.count, 0);
+        assert_int_equal(done, n);
+        assert_memory_equal(out, text, n);
+    }
+    static const struct {
+        const char *text;
+        size_t unfinished;
+    } ends[] = {{"", 0},
+                {"a", 0},
+                {"\xc3", 1},
+                {"\xc3\xa9", 0},
+                {"\xe6\xbc", 2},
+                {"\xe6", 1},
+                {"\xf0\x9f\x98", 3},
+                {"\xf5", 0},
+                {"\xc1", 0},
+                {"\xa9", 0},
+                {"\xe0\x80", 0},
+                {"\xed\xa0", 0},
+                {"\xf4\x90", 0},
+                {"\xa9\xa9\xa9\xa9", 0},
+                {"\xff\xe6\xbc", 2}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(ends); i++)
+        assert_int_equal(chm_utf8_unfinished(ends[i].text, strlen(ends[i].text)), ends[i].unfinished);
+}
+
+/* A tokenizer that says nothing of cuts is cut after newlines. */
+static void pieces_end_after_newlines(void **state) {
+    (void)state;
+    const struct chm_tokenizer_ops silent = {.size = sizeof silent};
+    assert_int_equal(chm_tokenizer_cut(&silent, NULL, (const uint8_t *)"a\nb\nc", 5), 4);
+    assert_int_equal(chm_tokenizer_cut(&silent, NULL, (const uint8_t *)"abc", 3), 0);
+    assert_int_equal(chm_tokenizer_cut(ops, self, (const uint8_t *)"abc", 3), 3);
+    assert_int_equal(chm_tokenizer_cut_anyhow((const uint8_t *)"ab\xe6\xbc", 4), 2);
+    assert_int_equal(chm_tokenizer_cut_anyhow((const uint8_t *)"\xe6\xbc", 2), 2);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ids_are_bytes_and_two_specials),
-        cmocka_unit_test(random_bytes_round_trip),
-        cmocka_unit_test(a_short_buffer_is_not_overrun),
-        cmocka_unit_test(a_file_is_refused),
+        cmocka_unit_test(ids_are_bytes_and_two_specials), cmocka_unit_test(random_bytes_round_trip),
+        cmocka_unit_test(a_short_buffer_is_not_overrun),  cmocka_unit_test(a_file_is_refused),
+        cmocka_unit_test(only_whole_characters_pass),     cmocka_unit_test(pieces_end_after_newlines),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
