@@ -405,6 +405,62 @@ expect 2 '--in X.safetensors is missing' layer gd
 expect 2 'chimera layer has it' layer test gd --in x
 expect 1 '' layer test gd --tolerance 1e-300
 
+# ---- tokenizers
+expect 0 '' tokenizer show bytes
+says out 'vocabulary: 258'
+expect 0 '' tokenizer show card.json -o json --data text.txt
+json out "d['tokenizer'] == 'bytes' and d['vocab_size'] == 258 and d['lossless'] and d['data'][0]['bytes_per_token'] == 1"
+expect 0 '' tokenizer show model.b158 -o md
+expect 0 '' tokenizer encode model.b158 text.txt
+"$chimera" tokenizer decode bytes - <out 2>err | cmp -s - text.txt && ok || bad 'bytes decode to another text'
+"$chimera" tokenizer encode bytes text.txt --raw 2>err | "$chimera" tokenizer decode bytes - --raw 2>>err | cmp -s - text.txt && ok ||
+    bad 'raw ids decode to another text'
+echo '1 2 two' >ids
+expect 4 "token 2 is 'two'" tokenizer decode bytes ids
+echo '1 258' >ids
+expect 4 'no token 258: its ids are 0..257' tokenizer decode bytes ids
+printf '\001\000\000\000\001' >ids
+expect 4 'ends inside token 1' tokenizer decode bytes ids --raw
+expect 4 'nowhere' tokenizer encode bytes nowhere
+expect 4 'nowhere.model' tokenizer show nowhere.model
+expect 3 "bites" tokenizer show bites
+expect 2 'cannot be trained' tokenizer train --type bytes --data text.txt --vocab 300 --out x.model
+printf 'IQ== 0\nIg== 1' >ranks
+if "$chimera" plugins show o200k >/dev/null 2>&1; then
+    expect 4 'ranks:2: the last line does not end' tokenizer show ranks
+    awk 'BEGIN { d = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+        for (i = 0; i < 256; i++) printf "%s%s== %d\n", substr(d, int(i / 4) + 1, 1), substr(d, i % 4 * 16 + 1, 1), i }' >ranks
+    printf 'a<|think|>b<|endoftext|>' >special.txt
+    expect 0 '' tokenizer encode ranks special.txt
+    [ "$(wc -w <out)" -eq 24 ] && ok || bad 'specials were parsed from a text'
+    expect 0 '' tokenizer encode ranks special.txt --specials
+    [ "$(cat out)" = '97 282 98 257' ] && ok || bad 'specials were not parsed when asked for'
+    "$chimera" tokenizer decode ranks - <out 2>err >back
+    [ "$(cat back)" = ab ] && ok || bad 'specials were written as text'
+    expect 0 '' tokenizer encode ranks special.txt --specials
+    "$chimera" tokenizer decode ranks - --specials <out 2>err | cmp -s - special.txt && ok || bad 'specials were not written when asked for'
+    # trained, scored and run by a card, from another folder than the rank file's
+    mkdir -p cards
+    cp ranks cards/my.tiktoken
+    cp special.txt cards/
+    expect 0 '' train card.json --set tokenizer.type=o200k --set vocab_size=331 --set 'token_ids=[257, 316]' \
+        --set files.tokenizer=cards/my.tiktoken --data text.txt --out 'run o200k' --tokens 2K
+    cmp -s ranks 'run o200k/my.tiktoken' && ok || bad 'the run has no copy of its tokenizer'
+    rm -r cards
+    expect 0 '' eval 'run o200k/model.b158' --data text.txt -o json
+    json out "d['bytes'] == d['tokens']"
+    expect 0 '' run 'run o200k/model.b158' -p 'a b' -n 5 --seed 1
+    expect 0 '' tokenizer show 'run o200k/card.json'
+    sed '$s/255/256/' ranks >ranks2
+    expect 4 'one is missing' tokenizer show ranks2
+    sed 's/^IQ== 33$/Ig== 33/; t; s/^Ig== 34$/IQ== 34/' ranks >ranks2
+    expect 4 'another tokenizer: its hash is' run 'run o200k/model.b158' --set files.tokenizer=ranks2 -p a -n 1
+    expect 2 'set it to at least 331' init card.json --set tokenizer.type=o200k --set vocab_size=330 \
+        --set 'token_ids=[257, 316]' --set files.tokenizer=ranks -o x.b158
+else
+    skip 'the o200k tokenizer is not built'
+fi
+
 # ---- a standard output that is full, closed, or has no reader
 if [ -w /dev/full ]; then
     for arguments in 'help' 'version' 'doctor' 'check card.json' 'plugins list' 'run model.b158 -p a -n 3 --seed 9' \
