@@ -125,7 +125,7 @@ static inline int assert_cuts_are_safe(const void *self, const char *text, size_
 /* What training and evaluation read of a file, piece by piece, is the encoding of the whole. */
 static inline void assert_streams_as_whole(const void *self, const char *text, size_t bytes) {
     char path[64];
-    snprintf(path, sizeof path, "test_%s.tmp.txt", plugin->name);
+    snprintf(path, sizeof path, "test_%s.tmp%d.txt", plugin->name, (int)getpid()); /* tests run side by side */
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
     assert_int_equal(fwrite(text, 1, bytes, file), bytes);
