@@ -95,24 +95,26 @@ int cli_report(int status) {
     return status;
 }
 
+static void say(const char *format, va_list list) {
+    cli_progress_end();
+    vfprintf(stderr, format, list);
+    fputc('\n', stderr);
+}
+
 void cli_message(const struct cli *c, const char *format, ...) {
     if (c->verbosity < 0) return;
     va_list list;
-    cli_progress_end();
     va_start(list, format);
-    vfprintf(stderr, format, list);
+    say(format, list);
     va_end(list);
-    fputc('\n', stderr);
 }
 
 void cli_verbose(const struct cli *c, const char *format, ...) {
     if (c->verbosity < 1) return;
     va_list list;
-    cli_progress_end();
     va_start(list, format);
-    vfprintf(stderr, format, list);
+    say(format, list);
     va_end(list);
-    fputc('\n', stderr);
 }
 
 int cli_open_model(struct cli *c, chm_model **out) {

@@ -54,7 +54,7 @@ uint64_t chm_below_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, u
  * log and cos of our own: the C library's differ from version to version in the last bit, and a fresh model is a
  * function of its seed alone. Only + - * / and sqrt, which IEEE 754 fixes. Both are within 1e-15 of the true value.
  */
-static double natural_log(double x) {
+double chm_natural_log(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     int64_t exponent = (int64_t)(bits >> 52 & 0x7ff) - 1023;
@@ -101,7 +101,7 @@ void chm_normals(uint64_t seed, uint32_t purpose, uint32_t a, int64_t n, float *
         uint32_t r[4];
         double cosine, sine;
         chm_philox(seed, purpose, a, (uint64_t)i / 2, r);
-        double radius = sqrt(-2 * natural_log(unit(r[0], r[1])));
+        double radius = sqrt(-2 * chm_natural_log(unit(r[0], r[1])));
         circle(unit(r[2], r[3]), &cosine, &sine);
         out[i] = (float)(radius * cosine);
         if (i + 1 < n) out[i + 1] = (float)(radius * sine);

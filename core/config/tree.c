@@ -379,17 +379,15 @@ static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
     const char *nearest = names ? chm_nearest(child->key, names) : NULL;
     const char *where = section.length > 0 ? section.text : "a model card";
     child->invalid = true;
-    chm_string guess = {0}, list = {0};
-    if (nearest) chm_string_add(&guess, " (did you mean '%s'?)", nearest);
-    if (!nearest && names && names[0] && names[1]) {
-        chm_string_add(&list, ", which has ");
+    if (nearest)
+        chm_card_problem(card, child, "unknown key in %s (did you mean '%s'?)", where, nearest);
+    else if (names && names[0] && names[1]) {
+        chm_string list = {0};
         chm_card_say_names(card, names, &list);
-    }
-    if (guess.failed || list.failed) card->starved = true;
-    chm_card_problem(card, child, "unknown key in %s%s%s", where, guess.text ? guess.text : "",
-                     list.text ? list.text : "");
-    chm_string_finish(&guess);
-    chm_string_finish(&list);
+        chm_card_problem(card, child, "unknown key in %s, which has %s", where, list.text ? list.text : "");
+        chm_string_finish(&list);
+    } else
+        chm_card_problem(card, child, "unknown key in %s", where);
     chm_string_finish(&section);
 }
 

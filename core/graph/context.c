@@ -57,16 +57,6 @@ chm_node *chm_record(chm_context *c, chm_tensor *out, chm_tensor *const *in, int
     return n;
 }
 
-void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg) {
-    /* Waking a worker costs a few microseconds; below about twenty it is cheaper to stay alone. Which way is taken
-     * changes nothing in the result. Pieces keep their size, since a body may keep partial sums per piece. */
-    if (!c->pool || chm_pool_threads(c->pool) == 1 || (double)count * cost < 20000.0) {
-        for (int64_t i = 0; i < count; i += grain) body(arg, i, CHM_MIN(i + grain, count), 0);
-        return;
-    }
-    chm_parallel(c->pool, count, grain, body, arg);
-}
-
 static void zero_floats(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     memset((float *)arg + begin, 0, (size_t)(end - begin) * sizeof(float));
@@ -114,6 +104,16 @@ int chm_need_scratch(chm_context *c, size_t bytes) {
     }
     c->scratch_bytes = bytes;
     return CHM_OK;
+}
+
+void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg) {
+    /* Waking a worker costs a few microseconds; below about twenty it is cheaper to stay alone. Which way is taken
+     * changes nothing in the result. Pieces keep their size, since a body may keep partial sums per piece. */
+    if (!c->pool || chm_pool_threads(c->pool) == 1 || (double)count * cost < 20000.0) {
+        for (int64_t i = 0; i < count; i += grain) body(arg, i, CHM_MIN(i + grain, count), 0);
+        return;
+    }
+    chm_parallel(c->pool, count, grain, body, arg);
 }
 
 int chm_context_create(const struct chm_kernels *kernels, chm_pool *pool, const chm_state_layout *layout,

@@ -18,20 +18,6 @@ typedef struct chm_turns {
 
 /* ---- functions of one number, x of moderate size ---- */
 
-/* ln x for x > 0: 2 atanh((m - 1) / (m + 1)) of the mantissa */
-static double natural_log(double x) {
-    int exponent;
-    double m = frexp(x, &exponent);
-    if (m < 0.70710678118654752) {
-        m *= 2;
-        exponent--;
-    }
-    const double s = (m - 1) / (m + 1), z = s * s;
-    double sum = 0;
-    for (int k = 12; k >= 0; k--) sum = sum * z + 1.0 / (2 * k + 1);
-    return 2 * s * sum + exponent * 0.69314718055994531;
-}
-
 static double exponential(double x) {
     const double n = rint(x * 1.4426950408889634);
     const double r = x - n * 0.69314718055994531;
@@ -101,7 +87,7 @@ static chm_turns *turns_of(chm_context *c, int64_t half, double theta) {
     job.t->cosine = chm_take(c, bytes);
     job.t->sine = chm_take(c, bytes);
     if (c->status) return NULL;
-    const double log_theta = natural_log(theta);
+    const double log_theta = chm_natural_log(theta);
     for (int64_t i = 0; i < half; i++) job.frequency[i] = exponential(-log_theta * (double)i / (double)half);
     chm_spread(c, c->rows.count, ROW_PIECE, (double)half * 30, turn_rows, &job);
     job.t->next = c->turns;

@@ -191,9 +191,13 @@ static void chain_rings(const struct look_job *j, int64_t chain, int64_t head, c
     }
 }
 
-static void chain_head(const struct look_job *j, int64_t chain, int64_t head, chm_head *h, const float **ask) {
+/* What a kernel is handed for an item, a chain and a head of it. Returns the chain. */
+static const chm_chain *item_head(const struct look_job *j, int64_t item, int worker, chm_head *h, const float **ask,
+                                  chm_ring_rows *ring) {
+    const int64_t chain = item / j->write->heads, head = item % j->write->heads;
     const chm_chain *ch = &j->c->chain[chain];
     fill_head(j, head, h);
+    h->scratch = j->c->scratch[worker] + j->list_bytes;
     h->rows = ch->count;
     h->position = ch->position;
     if (j->look->saved)
@@ -201,21 +205,19 @@ static void chain_head(const struct look_job *j, int64_t chain, int64_t head, ch
                    (size_t)head * ((j->look->saved_first[chain + 1] - j->look->saved_first[chain]) / (size_t)h->heads);
     for (uint32_t i = 0; i < j->write->window->n_asks; i++)
         ask[i] = j->look->ask[i]->data + ch->first * h->in_stride[i] + head * h->in_width[i];
+    chain_rings(j, chain, head, ring);
+    return ch;
 }
 
 static void chunk_items(void *arg, int64_t begin, int64_t end, int worker) {
     const struct look_job *j = arg;
-    const chm_context *c = j->c;
     const chm_logged *l = j->write;
     for (int64_t item = begin; item < end; item++) {
-        const int64_t chain = item / l->heads, head = item % l->heads, first = c->chain[chain].first;
         const float *ask[CHM_MAX_INPUTS];
         chm_ring_rows ring[CHM_MAX_RINGS];
         chm_head h;
-        chain_head(j, chain, head, &h, ask);
-        h.scratch = c->scratch[worker] + j->list_bytes;
-        chain_rings(j, chain, head, ring);
-        l->window->chunk(&h, ask, ring, j->out->data + first * h.out_stride + head * l->out_width);
+        const chm_chain *chain = item_head(j, item, worker, &h, ask, ring);
+        l->window->chunk(&h, ask, ring, j->out->data + chain->first * h.out_stride + h.head * l->out_width);
     }
 }
 
@@ -225,18 +227,15 @@ static void step_items(void *arg, int64_t begin, int64_t end, int worker) {
     const chm_context *c = j->c;
     const chm_logged *l = j->write;
     for (int64_t item = begin; item < end; item++) {
-        const int64_t chain = item / l->heads, head = item % l->heads, first = c->chain[chain].first;
         const float *ask[CHM_MAX_INPUTS], *const *entry[CHM_MAX_RINGS];
         const float **const lists = (const float **)(void *)c->scratch[worker];
         chm_ring_rows ring[CHM_MAX_RINGS];
         int64_t count[CHM_MAX_RINGS];
         chm_head h;
-        chain_head(j, chain, head, &h, ask);
-        h.scratch = c->scratch[worker] + j->list_bytes;
-        chain_rings(j, chain, head, ring);
+        const chm_chain *chain = item_head(j, item, worker, &h, ask, ring);
         h.rows = 1;
         h.saved = NULL;
-        for (int64_t r = 0; r < c->chain[chain].count; r++, h.position++) {
+        for (int64_t r = 0; r < chain->count; r++, h.position++) {
             const float **list = lists;
             for (uint32_t i = 0; i < l->window->n_rings; i++) {
                 const int64_t newest = ring[i].before + r, oldest = CHM_MAX(newest - ring[i].entries + 1, 0);
@@ -246,7 +245,8 @@ static void step_items(void *arg, int64_t begin, int64_t end, int worker) {
                     *list++ = e < ring[i].before ? ring[i].carried + e * ring[i].stride
                                                  : ring[i].rows + (e - ring[i].before) * ring[i].stride;
             }
-            l->window->look(&h, ask, count, entry, j->out->data + (first + r) * h.out_stride + head * l->out_width);
+            l->window->look(&h, ask, count, entry,
+                            j->out->data + (chain->first + r) * h.out_stride + h.head * l->out_width);
             for (uint32_t i = 0; i < l->window->n_asks; i++) ask[i] += h.in_stride[i];
         }
     }
@@ -254,20 +254,16 @@ static void step_items(void *arg, int64_t begin, int64_t end, int worker) {
 
 static void backward_items(void *arg, int64_t begin, int64_t end, int worker) {
     const struct look_job *j = arg;
-    const chm_context *c = j->c;
     const chm_logged *l = j->write;
     for (int64_t item = begin; item < end; item++) {
-        const int64_t chain = item / l->heads, head = item % l->heads, first = c->chain[chain].first;
         const float *ask[CHM_MAX_INPUTS];
         float *dask[CHM_MAX_INPUTS] = {0};
         chm_ring_rows ring[CHM_MAX_RINGS];
         chm_head h;
-        chain_head(j, chain, head, &h, ask);
-        h.scratch = c->scratch[worker] + j->list_bytes;
-        chain_rings(j, chain, head, ring);
+        const chm_chain *chain = item_head(j, item, worker, &h, ask, ring);
         for (uint32_t i = 0; i < l->window->n_asks; i++)
             if (j->dask[i]) dask[i] = j->dask[i] + (ask[i] - j->look->ask[i]->data);
-        const int64_t at = first * h.out_stride + head * l->out_width;
+        const int64_t at = chain->first * h.out_stride + h.head * l->out_width;
         l->window->chunk_backward(&h, ask, ring, j->out->data + at, j->dout + at, dask);
     }
 }

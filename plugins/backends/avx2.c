@@ -388,17 +388,12 @@ ALWAYS_INLINE void ternarise_block(const float *w, float scale, uint8_t *code, f
 
 static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
                       uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t supers = chm_ternary_superblocks(in), groups = chm_ternary_groups(in, group);
+    const int64_t supers = chm_ternary_superblocks(in);
     const int64_t stride = chm_ternary_scale_stride(in, group);
     for (int64_t tile = tile0; tile < tile1; tile++) {
         uint8_t *record = scales + tile * stride;
         float row_scale[16];
-        memset(record + 64, 1, (size_t)(16 * groups));
-        for (int r = 0; r < 16; r++) {
-            const int64_t row = 16 * tile + r;
-            row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, record + 64 + r, 16) : 0.0f;
-        }
-        memcpy(record, row_scale, sizeof row_scale);
+        portable_measure_tile(w, out, in, group, tile, record, row_scale);
         for (int64_t s = 0; s < supers; s++) {
             uint32_t packed[16][16]; /* [row][step]: four fields of four bytes */
             for (int r = 0; r < 16; r++) {

@@ -322,20 +322,26 @@ static inline float portable_row_scales(const float *w, int64_t in, int64_t grou
     return row_scale;
 }
 
+/* The scales of a tile: 16 of rows, then a code per group and row; a row past the end has scale 0 and codes 1. */
+static inline void portable_measure_tile(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile,
+                                         uint8_t *record, float row_scale[16]) {
+    memset(record + 64, 1, (size_t)(16 * chm_ternary_groups(in, group)));
+    for (int r = 0; r < 16; r++) {
+        const int64_t row = 16 * tile + r;
+        row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, record + 64 + r, 16) : 0.0f;
+    }
+    memcpy(record, row_scale, 16 * sizeof *row_scale);
+}
+
 /* trit = rne(clamp(w * (1/scale), -1, 1)), which is 0 exactly where |w/scale| <= 1/2 */
 static inline void portable_ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0,
                                       int64_t tile1, uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t supers = chm_ternary_superblocks(in), groups = chm_ternary_groups(in, group);
+    const int64_t supers = chm_ternary_superblocks(in);
     const int64_t stride = chm_ternary_scale_stride(in, group);
     for (int64_t tile = tile0; tile < tile1; tile++) {
         uint8_t *record = scales + tile * stride;
         float row_scale[16];
-        memset(record + 64, 1, (size_t)(16 * groups));
-        for (int r = 0; r < 16; r++) {
-            const int64_t row = 16 * tile + r;
-            row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, record + 64 + r, 16) : 0.0f;
-        }
-        memcpy(record, row_scale, sizeof row_scale);
+        portable_measure_tile(w, out, in, group, tile, record, row_scale);
         for (int64_t s = 0; s < supers; s++) {
             uint8_t packed[16][64]; /* four fields of a byte side by side, row after row */
             for (int r = 0; r < 16; r++) {
