@@ -308,6 +308,7 @@ void cli_catch_interrupts_always(void) {
     struct sigaction action;
     memset(&action, 0, sizeof(action));
     action.sa_handler = on_interrupt;
+    action.sa_flags = SA_RESTART; /* else one that comes amid a write to the terminal is an error of stdout */
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
 }
