@@ -816,6 +816,54 @@ CHECK(sgemm) {
         }
 }
 
+/* Operands may be rounded to bf16, by at most 2^-8 of each: so much of the sum of the magnitudes, twice, is allowed.
+ * Small whole numbers are bf16 already, and their sums must be right to the last bit. */
+CHECK(gradient_matmul) {
+    (void)scalar;
+    static const int64_t shapes[][3] = {{1, 1, 1},    {5, 7, 3},       {16, 16, 16},  {17, 33, 65},
+                                        {64, 64, 64}, {65, 1, 9},      {1, 130, 70},  {96, 40, 128},
+                                        {3, 4, 0},    {130, 300, 515}, {64, 257, 257}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int form = 0; form < 4; form++) {
+            const bool ta = form & 1, whole = form & 2;
+            const int64_t m = shapes[s][0], n = shapes[s][1], kk = shapes[s][2];
+            const int64_t lda = (ta ? m : kk) + 2, ldb = n + 1, ldc = n + 3;
+            float *a = take_floats(run, (ta ? kk : m) * lda), *b = take_floats(run, kk * ldb);
+            float *c = take_floats(run, m * ldc), *dense = take_floats(run, m * n);
+            double *want = take_doubles(run, m * n), *room = take_doubles(run, m * n);
+            fill(a, (ta ? kk : m) * lda, NORMAL);
+            fill(b, kk * ldb, NORMAL);
+            if (whole) {
+                for (int64_t i = 0; i < (ta ? kk : m) * lda; i++) a[i] = rintf(16 * a[i]);
+                for (int64_t i = 0; i < kk * ldb; i++) b[i] = rintf(16 * b[i]);
+            }
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t j = 0; j < n; j++) {
+                    c[i * ldc + j] = whole ? rintf(16 * (float)normal()) : (float)normal();
+                    double sum = c[i * ldc + j], size = fabs(sum) * 1e-5;
+                    for (int64_t p = 0; p < kk; p++) {
+                        const double term = (double)(ta ? a[p * lda + i] : a[i * lda + p]) * b[p * ldb + j];
+                        sum += term;
+                        size += fabs(term);
+                    }
+                    want[i * n + j] = sum;
+                    room[i * n + j] = whole ? 0 : size * 0x1.02p-7;
+                }
+            k->gradient_matmul(ta, m, n, kk, a, lda, b, ldb, c, ldc);
+            gather(c, m, n, ldc, dense);
+            run->compared += m * n;
+            for (int64_t i = 0; i < m * n; i++)
+                if (!(fabs((double)dense[i] - want[i]) <= room[i])) {
+                    fail(run, "%lld x %lld x %lld, form %d, %lld of row %lld: %.9g, not %.9g", (long long)m,
+                         (long long)n, (long long)kk, form, (long long)(i % n), (long long)(i / n), (double)dense[i],
+                         want[i]);
+                    break;
+                }
+            gaps_intact(run, c, m, ldc, 0, n);
+            release(run);
+        }
+}
+
 CHECK(ternarise) {
     static const int64_t many_outs[] = {1, 15, 16, 17, 40};
     for (int a = 0; a < COUNT(in_widths); a++)
@@ -1255,6 +1303,7 @@ static const struct slot {
     SLOT(attend, true),
     SLOT(attend_chunk, false),
     SLOT(attend_chunk_backward, false),
+    SLOT(gradient_matmul, false),
 };
 
 static bool filled(const struct chm_kernels *k, size_t offset) {
@@ -1290,8 +1339,9 @@ static const char *missing_feature(uint64_t needed) {
     if ((needed & CHM_CPU_AVX_VNNI) &&
         !(__builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)))
         return "AVX-VNNI";
+    if ((needed & CHM_CPU_AVX512_BF16) && !__builtin_cpu_supports("avx512bf16")) return "AVX512-BF16";
     if (needed & ~(uint64_t)(CHM_CPU_AVX2 | CHM_CPU_FMA | CHM_CPU_AVX512 | CHM_CPU_AVX512_VNNI | CHM_CPU_AVX512_VBMI |
-                             CHM_CPU_AVX_VNNI))
+                             CHM_CPU_AVX_VNNI | CHM_CPU_AVX512_BF16))
         return "a feature this program cannot detect";
     return NULL;
 #else
@@ -1434,6 +1484,12 @@ static void bench_sgemm_nn(const struct chm_kernels *k, const struct bench *b) {
 static void bench_sgemm_tn(const struct chm_kernels *k, const struct bench *b) {
     k->sgemm(true, false, b->a, b->b, b->c, at.x, b->a, at.w, b->b, 1, at.y, b->b);
 }
+static void bench_gradient_n(const struct chm_kernels *k, const struct bench *b) {
+    k->gradient_matmul(false, b->a, b->b, b->c, at.x, b->c, at.w, b->b, at.y, b->b);
+}
+static void bench_gradient_t(const struct chm_kernels *k, const struct bench *b) {
+    k->gradient_matmul(true, b->a, b->b, b->c, at.x, b->a, at.w, b->b, at.y, b->b);
+}
 static void bench_sgemm_nt(const struct chm_kernels *k, const struct bench *b) {
     k->sgemm(false, true, b->a, b->b, b->c, at.x, b->c, at.w, b->c, 0, at.y, b->b);
 }
@@ -1572,6 +1628,10 @@ static const struct bench benches[] = {
       BACKWARD_MACS(64, 64) * 1e-9, "GMAC/s"),
     B("delta_chunk_backward 64 rows 32x32", delta_chunk_backward, bench_chunk_backward, 64, 32, 0,
       BACKWARD_MACS(64, 32) * 1e-9, "GMAC/s"),
+    B("gradient_matmul N 256x512x1408", gradient_matmul, bench_gradient_n, 256, 512, 1408, 256 * 512 * 1408e-9,
+      "GMAC/s"),
+    B("gradient_matmul T 64x512x1024", gradient_matmul, bench_gradient_t, 64, 512, 1024, 64 * 512 * 1024e-9, "GMAC/s"),
+    B("gradient_matmul T 64x192x1024", gradient_matmul, bench_gradient_t, 64, 192, 1024, 64 * 192 * 1024e-9, "GMAC/s"),
     B("attend 512 entries of 64", attend, bench_attend, 512, 64, 0, 2 * 512 * 64e-9, "GMAC/s"),
     B("attend 64 entries of 64", attend, bench_attend, 64, 64, 0, 2 * 64 * 64e-9, "GMAC/s"),
     B("attend 512 entries of 32", attend, bench_attend, 512, 32, 0, 2 * 512 * 32e-9, "GMAC/s"),

@@ -91,20 +91,29 @@ static void linear_dequantise(void *arg, int64_t begin, int64_t end, int worker)
     j->c->kernels->dequantise(&a, j->x->width, j->q->dequant + begin * j->x->width);
 }
 
+/* c[m][in] += op(a) b, a with rows of `out`: in f32 where the forward pass was, else as the gradient of a rounding
+ * needs */
+static void linear_product(const struct linear_job *j, bool ta, int64_t m, int64_t k, const float *a, const float *b,
+                           float *c) {
+    const chm_param *w = j->w;
+    if (w->format == CHM_FORMAT_F32)
+        j->c->kernels->sgemm(ta, false, m, w->in, k, a, w->out, b, w->in, 1, c, w->in);
+    else
+        j->c->kernels->gradient_matmul(ta, m, w->in, k, a, w->out, b, w->in, c, w->in);
+}
+
 static void linear_backward_x(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const struct linear_job *j = arg;
     const chm_param *w = j->w;
-    j->c->kernels->sgemm(false, false, end - begin, w->in, w->out, j->y->grad + begin * w->out, w->out, j->weight,
-                         w->in, 1, j->dx + begin * w->in, w->in);
+    linear_product(j, false, end - begin, w->out, j->y->grad + begin * w->out, j->weight, j->dx + begin * w->in);
 }
 
 static void linear_backward_w(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const struct linear_job *j = arg;
     const chm_param *w = j->w;
-    j->c->kernels->sgemm(true, false, end - begin, w->in, j->y->rows, j->y->grad + begin, w->out, j->input, w->in, 1,
-                         w->grad + begin * w->in, w->in);
+    linear_product(j, true, end - begin, j->y->rows, j->y->grad + begin, j->input, w->grad + begin * w->in);
 }
 
 /* Straight-through: the gradient passes the rounding of weights and activations as if it were not there

@@ -286,7 +286,13 @@ struct chm_kernels {
     void (*attend_chunk_backward)(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
                                   float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
                                   float *scratch);
-    void *reserved_slots[29];
+
+    /* C[m][n] += op(A) B, row-major; ta: A is [k][m]; B is [k][n]. What flows back through a packed linear, whose
+     * gradient passes a rounding as if it were not there: the operands may be rounded to bf16, products and sums are
+     * f32. Training */
+    void (*gradient_matmul)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                            int64_t ldb, float *c, int64_t ldc);
+    void *reserved_slots[28];
 };
 /* scratch floats of the two attention chunk kernels */
 static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {

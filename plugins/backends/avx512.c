@@ -241,7 +241,7 @@ static void delta_read(const float *S, int64_t dk, int64_t dv, const float *q, f
     for (; j < dv; j += 16) read_strip(S + j, dk, dv, q, scale, o + j, 1, false, lanes(dv - j));
 }
 
-static const struct chm_backend_level *const levels[] = {&chm_avx512_vnni};
+static const struct chm_backend_level *const levels[] = {&chm_avx512_vnni, &chm_avx512_bf16};
 
 static const struct chm_backend_ops avx512_ops = {
     .size = sizeof(struct chm_backend_ops),
@@ -278,5 +278,5 @@ static const struct chm_backend_ops avx512_ops = {
 
 #define PLUGIN(...) CHM_PLUGIN(__VA_ARGS__) /* the name may be a macro */
 PLUGIN(AVX512_NAME, .kind = CHM_KIND_BACKEND, .version = "1.0.0", .licence = "Apache-2.0",
-       .summary = "Kernels for x86 with AVX-512; with VNNI its byte dot products", .cpu = AVX512_CPU,
+       .summary = "Kernels for x86 with AVX-512; with VNNI and BF16 their dot products", .cpu = AVX512_CPU,
        .ops = &avx512_ops);

@@ -16,6 +16,10 @@
 #define AVX512_CPU       CHM_CPU_AVX512
 #define AVX512_VNNI_NAME "avx512_vnni"
 #define AVX512_VNNI_CPU  CHM_CPU_AVX512_VNNI
+#define AVX512_BF16_NAME "avx512_bf16"
+#define AVX512_BF16_CPU  CHM_CPU_AVX512_BF16
+#define BF16_OF(v)       ((__m512bh)(v)) /* the same bits */
+#define BF16_BITS(v)     ((__m512i)(v))
 /* Keeps a running sum running: gcc would collect the terms of an unrolled integer sum, spill them all and add them up
  * in the end. */
 #define KEEP(v)          __asm__("" : "+v"(v))
@@ -34,6 +38,8 @@
 
 /* The level for CPUs with the byte dot product, avx512_vnni.c */
 extern const struct chm_backend_level chm_avx512_vnni;
+/* and with the bf16 dot product, avx512_bf16.c */
+extern const struct chm_backend_level chm_avx512_bf16;
 
 /* the lowest n of 16 lanes */
 ALWAYS_INLINE __mmask16 lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffff : (1 << n) - 1); }

@@ -1,7 +1,7 @@
 /*
  * avx512_train.c: training kernels with AVX-512 and fused multiply-add. They need only agree with scalar within the
  * tolerance tests/checkkernels states; no kernel of inference may live here. Nothing is rounded to bf16: its 8 bits are
- * four orders of magnitude above that tolerance.
+ * four orders of magnitude above that tolerance. What may be rounded so is a slot of its own, in avx512_bf16.c.
  */
 #include "avx512_train.h"
 #include "avx512.h"

@@ -31,10 +31,15 @@ static void sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float
                 (blasint)k, 1.0f, a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
 }
 
+static void gradient_matmul(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                            int64_t ldb, float *c, int64_t ldc) {
+    sgemm(ta, false, m, n, k, a, lda, b, ldb, 1.0f, c, ldc);
+}
+
 static const struct chm_backend_ops openblas_ops = {
     .size = sizeof(struct chm_backend_ops),
     .rank = 100,
-    .kernels = {.size = sizeof(struct chm_kernels), .sgemm = sgemm},
+    .kernels = {.size = sizeof(struct chm_kernels), .sgemm = sgemm, .gradient_matmul = gradient_matmul},
 };
 
 CHM_PLUGIN(openblas, .kind = CHM_KIND_BACKEND, .version = "1.0.0", .licence = "Apache-2.0",

@@ -766,4 +766,9 @@ static inline void portable_sgemm(bool ta, bool tb, int64_t m, int64_t n, int64_
     }
 }
 
+static inline void portable_gradient_matmul(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda,
+                                            const float *b, int64_t ldb, float *c, int64_t ldc) {
+    portable_sgemm(ta, false, m, n, k, a, lda, b, ldb, 1.0f, c, ldc);
+}
+
 #endif

@@ -45,6 +45,7 @@ static const struct chm_backend_ops scalar_ops = {
             .attend = portable_attend,
             .attend_chunk = scalar_attend_chunk,
             .attend_chunk_backward = scalar_attend_chunk_backward,
+            .gradient_matmul = portable_gradient_matmul,
         },
 };
 

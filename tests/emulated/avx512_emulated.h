@@ -22,6 +22,10 @@
 #define AVX512_CPU       (CHM_CPU_AVX2 | CHM_CPU_FMA)
 #define AVX512_VNNI_NAME "avx512_vnni_emulated"
 #define AVX512_VNNI_CPU  0
+#define AVX512_BF16_NAME "avx512_bf16_emulated"
+#define AVX512_BF16_CPU  0
+#define BF16_OF(v)       (v)
+#define BF16_BITS(v)     (v)
 #define KEEP(v)          ((void)0)
 #define UNROLL           /* slow to compile */
 #define UNROLL4
@@ -33,6 +37,7 @@ typedef union emulated512 {
     simde__m512i i;
     float f32[16];
     int32_t i32[16];
+    uint16_t u16[32];
     simde__m256 f256[2];
 } emulated512;
 
@@ -81,6 +86,36 @@ EMULATED void emulated_mask_storeu_ps(float *p, uint16_t mask, simde__m512 a) {
         if (mask >> l & 1) __builtin_memcpy(p + l, &v.f32[l], sizeof *p);
 }
 
+/* to bf16, nearest even: `low` becomes the lower half of the register */
+EMULATED simde__m512i emulated_cvtne2ps_pbh(simde__m512 high, simde__m512 low) {
+    const emulated512 part[2] = {{.f = low}, {.f = high}};
+    emulated512 r;
+    for (int l = 0; l < 32; l++) {
+        const uint32_t bits = (uint32_t)part[l / 16].i32[l % 16];
+        const bool nan = (bits & 0x7fffffff) > 0x7f800000;
+        r.u16[l] = (uint16_t)(nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+    return r.i;
+}
+EMULATED simde__m512 emulated_dpbf16_ps(simde__m512 sum, simde__m512i a, simde__m512i b) {
+    const emulated512 x = {.i = a}, y = {.i = b};
+    emulated512 r = {.f = sum};
+    for (int l = 0; l < 16; l++)
+        for (int h = 1; h >= 0; h--) {
+            emulated512 p;
+            p.i32[0] = (int32_t)((uint32_t)x.u16[2 * l + h] << 16);
+            p.i32[1] = (int32_t)((uint32_t)y.u16[2 * l + h] << 16);
+            r.f32[l] += p.f32[0] * p.f32[1];
+        }
+    return r.f;
+}
+EMULATED simde__m512i emulated_permutexvar_epi16(simde__m512i order, simde__m512i a) {
+    const emulated512 o = {.i = order}, v = {.i = a};
+    emulated512 r;
+    for (int l = 0; l < 32; l++) r.u16[l] = v.u16[o.u16[l] & 31];
+    return r.i;
+}
+
 /* SIMDe's own, but as calls: inlined hundreds of times they take minutes to compile. */
 #define CALLED static __attribute__((noinline, unused))
 CALLED simde__m512i emulated_dpbusd_epi32(simde__m512i sum, simde__m512i a, simde__m512i b) {
@@ -97,6 +132,12 @@ CALLED simde__m512i emulated_madd_epi16(simde__m512i a, simde__m512i b) { return
 #define _mm512_madd_epi16(a, b)        emulated_madd_epi16(a, b)
 #undef _mm512_shuffle_f32x4 /* no alias there */
 #define _mm512_shuffle_f32x4(a, b, quarters) simde_mm512_shuffle_f32x4(a, b, quarters)
+#undef _mm512_cvtne2ps_pbh
+#undef _mm512_dpbf16_ps
+#undef _mm512_permutexvar_epi16
+#define _mm512_cvtne2ps_pbh(high, low)     emulated_cvtne2ps_pbh(high, low)
+#define _mm512_dpbf16_ps(sum, a, b)        emulated_dpbf16_ps(sum, a, b)
+#define _mm512_permutexvar_epi16(order, a) emulated_permutexvar_epi16(order, a)
 #undef _mm512_extractf32x8_ps
 #undef _mm512_cvtps_epi32
 #undef _mm512_cvtepi32_ps
