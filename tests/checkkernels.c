@@ -2,7 +2,7 @@
  * checkkernels: every slot of every backend against scalar, and scalar against references written from the formulas.
  *
  *   checkkernels [DIR..]                check the backends found there (default: plugins/backends of the build)
- *   checkkernels --only NAME [DIR..]    of them those whose name starts with NAME
+ *   checkkernels --only NAME [DIR..]    of them those whose name contains NAME
  *   checkkernels --bench [NAME] [DIR..] time every slot, or those whose name starts with NAME
  *
  * A backend's levels count as backends.
@@ -1356,7 +1356,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 static void add(const char *name, uint64_t cpu, const struct chm_kernels *kernels) {
-    const bool wanted = strncmp(name, only, strlen(only)) == 0;
+    const bool wanted = strstr(name, only) != NULL;
     if (!wanted && strcmp(name, "scalar") != 0) return;
     const char *feature = missing_feature(cpu);
     if (feature != NULL) {
@@ -1772,5 +1772,9 @@ int main(int argc, char **argv) {
     }
     check_all();
     printf("checkkernels: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
+    if (passed + failed + skipped == 0) {
+        fprintf(stderr, "checkkernels: no backend here has '%s' in its name\n", only);
+        return 1;
+    }
     return failed > 0;
 }

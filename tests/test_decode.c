@@ -323,8 +323,8 @@ static void threads_and_backends_give_the_same_bytes(void **state) {
     static const struct {
         const char *backend, *mask;
     } machines[] = {
-        {"scalar", ""},          {"avx2", ""},     {"avx2", "avx_vnni"}, {"avx512", ""}, {"avx512", "avx512_vnni"},
-        {"avx512_emulated", ""}, {NULL, "avx512"}, {NULL, "avx2"},       {NULL, "all"},
+        {"scalar", ""},          {"avx2", ""},          {"avx2", "avx_vnni"}, {"avx512", ""}, {"avx512", "avx512_vnni"},
+        {"avx512_emulated", ""}, {"avx2_emulated", ""}, {NULL, "avx512"},     {NULL, "avx2"}, {NULL, "all"},
     };
     /* rows a product has: one, few, and enough for every blocking of the kernels */
     static const int64_t most[] = {TEXT, 1, 3, 18};
