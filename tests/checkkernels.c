@@ -648,6 +648,41 @@ static void check_step(struct run *run, const struct chm_kernels *scalar, const 
 CHECK(delta_step) { check_step(run, scalar, k, false); }
 CHECK(delta_read) { check_step(run, scalar, k, true); }
 
+CHECK(outer_step) {
+    for (int s = 0; s < COUNT(head_shapes); s++)
+        for (int variant = 0; variant < 4; variant++) {
+            const int64_t dk = head_shapes[s][0], dv = head_shapes[s][1];
+            const struct delta d = make_delta(run, dk, dv, 1, false);
+            float *S = take_floats(run, dk * dv), *S2 = take_floats(run, dk * dv), *o = take_slice(run, dv);
+            float *o2 = take_slice(run, dv);
+            double *wide = take_doubles(run, dk * dv), *want = take_doubles(run, dv);
+            const float decay = variant == 1 ? 0.0f : variant == 2 ? 1.0f : 0.75f, scale = 0.125f;
+            if (variant == 3) fill(d.S, dk * dv, DENORMAL);
+            const size_t bytes = (size_t)(dk * dv) * sizeof *S;
+            memcpy(S, d.S, bytes);
+            memcpy(S2, d.S, bytes);
+            k->outer_step(S, dk, dv, d.q, d.k, d.v, decay, scale, o);
+            scalar->outer_step(S2, dk, dv, d.q, d.k, d.v, decay, scale, o2);
+            same_floats(run, S, S2, dk * dv, "dk %lld, dv %lld: state", (long long)dk, (long long)dv);
+            same_floats(run, o, o2, dv, "dk %lld, dv %lld: output", (long long)dk, (long long)dv);
+            if (k == scalar) {
+                for (int64_t j = 0; j < dv; j++) want[j] = 0;
+                for (int64_t i = 0; i < dk; i++)
+                    for (int64_t j = 0; j < dv; j++) {
+                        wide[i * dv + j] = (double)d.S[i * dv + j] * decay + (double)d.k[i] * d.v[j];
+                        want[j] += scale * (double)d.q[i] * wide[i * dv + j];
+                    }
+                close_to(run, S, wide, dk * dv, TOLERANCE_FORWARD, "dk %lld, dv %lld: state", (long long)dk,
+                         (long long)dv);
+                close_to(run, o, want, dv, TOLERANCE_SUM, "dk %lld, dv %lld: output", (long long)dk, (long long)dv);
+            }
+            memcpy(S2, d.S, bytes); /* without an output the state is the same */
+            k->outer_step(S2, dk, dv, d.q, d.k, d.v, decay, scale, NULL);
+            same_floats(run, S2, S, dk * dv, "dk %lld, dv %lld: replay", (long long)dk, (long long)dv);
+            release(run);
+        }
+}
+
 /* rows of `width` floats, `stride` apart, from side by side */
 static float *spread(struct run *run, const float *from, int64_t rows, int64_t width, int64_t stride) {
     float *to = take_slice(run, (rows - 1) * stride + width);
@@ -808,6 +843,38 @@ CHECK(sgemm) {
                 for (int64_t i = 0; i < m; i++)
                     for (int64_t j = 0; j < n; j++) c[i * ldc + j] = NAN;
             k->sgemm(ta, tb, m, n, kk, a, lda, b, ldb, beta, c, ldc);
+            gather(c, m, n, ldc, dense);
+            close_to(run, dense, want, m * n, TOLERANCE_SUM, "%lld x %lld x %lld, form %d", (long long)m, (long long)n,
+                     (long long)kk, form);
+            gaps_intact(run, c, m, ldc, 0, n);
+            release(run);
+        }
+}
+
+CHECK(block_matmul) {
+    (void)scalar;
+    static const int64_t shapes[][3] = {{1, 1, 1},    {5, 7, 3},   {16, 16, 16}, {64, 64, 64}, {17, 33, 65},
+                                        {64, 65, 64}, {40, 96, 1}, {3, 4, 0},    {1, 64, 64},  {16, 128, 15}};
+    for (int s = 0; s < COUNT(shapes); s++)
+        for (int form = 0; form < 6; form++) {
+            const bool transposed = form & 1;
+            const int add = form / 2 - 1;
+            const int64_t m = shapes[s][0], n = shapes[s][1], kk = shapes[s][2];
+            const int64_t row = transposed ? 1 : kk + 3, col = transposed ? m + 2 : 1, ldb = n + 1, ldc = n + 3;
+            float *a = take_floats(run, m * (kk + 3) + (m + 2) * kk), *b = take_floats(run, kk * ldb);
+            float *c = take_floats(run, m * ldc), *dense = take_floats(run, m * n);
+            double *want = take_doubles(run, m * n);
+            fill(a, m * (kk + 3) + (m + 2) * kk, NORMAL);
+            fill(b, kk * ldb, NORMAL);
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t j = 0; j < n; j++) {
+                    double sum = 0;
+                    for (int64_t p = 0; p < kk; p++) sum += (double)a[i * row + p * col] * b[p * ldb + j];
+                    /* what C held must not matter to add 0 */
+                    c[i * ldc + j] = add ? normal() : NAN;
+                    want[i * n + j] = add ? (double)c[i * ldc + j] + add * sum : sum;
+                }
+            k->block_matmul(m, n, kk, a, row, col, b, ldb, c, ldc, add);
             gather(c, m, n, ldc, dense);
             close_to(run, dense, want, m * n, TOLERANCE_SUM, "%lld x %lld x %lld, form %d", (long long)m, (long long)n,
                      (long long)kk, form);
@@ -1304,6 +1371,8 @@ static const struct slot {
     SLOT(attend_chunk, false),
     SLOT(attend_chunk_backward, false),
     SLOT(gradient_matmul, false),
+    SLOT(outer_step, true),
+    SLOT(block_matmul, false),
 };
 
 static bool filled(const struct chm_kernels *k, size_t offset) {
@@ -1478,6 +1547,12 @@ static void bench_step(const struct chm_kernels *k, const struct bench *b) {
 static void bench_read(const struct chm_kernels *k, const struct bench *b) {
     k->delta_read(at.x, b->a, b->b, at.w, 0.125f, at.z);
 }
+static void bench_outer(const struct chm_kernels *k, const struct bench *b) {
+    k->outer_step(at.y, b->a, b->b, at.x, at.w, at.u, 0.9f, 0.125f, at.z);
+}
+static void bench_block(const struct chm_kernels *k, const struct bench *b) {
+    k->block_matmul(b->a, b->b, b->c, at.x, b->c, 1, at.w, b->b, at.y, b->b, 1);
+}
 static void bench_sgemm_nn(const struct chm_kernels *k, const struct bench *b) {
     k->sgemm(false, false, b->a, b->b, b->c, at.x, b->c, at.w, b->b, 0, at.y, b->b);
 }
@@ -1609,6 +1684,8 @@ static const struct bench benches[] = {
     B("delta_step 64x64", delta_step, bench_step, 64, 64, 0, 3 * 64 * 64e-9, "GMAC/s"),
     B("delta_step 32x32", delta_step, bench_step, 32, 32, 0, 3 * 32 * 32e-9, "GMAC/s"),
     B("delta_read 64x64", delta_read, bench_read, 64, 64, 0, 64 * 64e-9, "GMAC/s"),
+    B("outer_step 64x64", outer_step, bench_outer, 64, 64, 0, 2 * 64 * 64e-9, "GMAC/s"),
+    B("block_matmul 64x64x64", block_matmul, bench_block, 64, 64, 64, 64 * 64 * 64e-9, "GMAC/s"),
     B("sgemm NN 512x192x512", sgemm, bench_sgemm_nn, 512, 192, 512, 512 * 192 * 512e-9, "GMAC/s"),
     B("sgemm TN 512x192x256", sgemm, bench_sgemm_tn, 512, 192, 256, 256 * 192 * 512e-9, "GMAC/s"),
     B("sgemm NT 256x512x192", sgemm, bench_sgemm_nt, 256, 512, 192, 256 * 192 * 512e-9, "GMAC/s"),

@@ -43,6 +43,8 @@ static const struct {
     TRAINING(attend_chunk),
     TRAINING(attend_chunk_backward),
     TRAINING(gradient_matmul),
+    EXACT(outer_step),
+    TRAINING(block_matmul),
 };
 _Static_assert(CHM_ARRAY_COUNT(slots) <= CHM_MAX_SLOTS, "CHM_MAX_SLOTS is too small");
 /* A slot forgotten above shows here: the table ends where the reserved ones begin. */

@@ -292,7 +292,15 @@ struct chm_kernels {
      * f32. Training */
     void (*gradient_matmul)(bool ta, int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
                             int64_t ldb, float *c, int64_t ldc);
-    void *reserved_slots[28];
+    /* S[dk][dv] = S * decay + k^T v; o = scale * q S (o NULL: not wanted), each operation rounded, sums over the key
+     * index in index order as in delta_step: the memory of linear attention, which delta_read reads too. Exact */
+    void (*outer_step)(float *S, int64_t dk, int64_t dv, const float *q, const float *k, const float *v, float decay,
+                       float scale, float *o);
+    /* C[m][n] = A B (add 0), C + A B (1) or C - A B (-1); element (i, p) of A is a[i * row + p * col], B is [k][n]. For
+     * the blocks of a chunk, where every side is a few dozen: nothing is packed. Training */
+    void (*block_matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                         int64_t ldb, float *c, int64_t ldc, int add);
+    void *reserved_slots[26];
 };
 /* scratch floats of the two attention chunk kernels */
 static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {

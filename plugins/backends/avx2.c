@@ -273,6 +273,8 @@ static const struct chm_backend_ops avx2_ops = {
             .attend = attend,
             .attend_chunk = chm_avx2_attend_chunk,
             .attend_chunk_backward = chm_avx2_attend_chunk_backward,
+            .outer_step = portable_outer_step,
+            .block_matmul = chm_avx2_block_matmul,
         },
     .level_count = sizeof levels / sizeof levels[0],
     .levels = levels,

@@ -92,6 +92,11 @@ static void gemm(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, i
     if (j < n) gemm_columns(m, n - j, k, a, row, col, b + j, ldb, c + j, ldc, add, 0);
 }
 
+void chm_avx2_block_matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                           int64_t ldb, float *c, int64_t ldc, int add) {
+    gemm(m, n, k, a, row, col, b, ldb, c, ldc, add);
+}
+
 /* ---- The delta rule in chunks ------------------------------------------------------------------------------------ */
 
 #define DELTA_NAME(x) avx2_##x

@@ -22,5 +22,7 @@ void chm_avx2_attend_chunk(const struct chm_attend *a, float *o, float *lse, flo
 void chm_avx2_attend_chunk_backward(const struct chm_attend *a, const float *o, const float *lse, const float *dout,
                                     float *dq, float *dk_before, float *dk_, float *dv_before, float *dv_,
                                     float *scratch);
+void chm_avx2_block_matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                           int64_t ldb, float *c, int64_t ldc, int add);
 
 #endif

@@ -271,6 +271,8 @@ static const struct chm_backend_ops avx512_ops = {
             .delta_chunk = chm_avx512_delta_chunk,
             .delta_chunk_read = chm_avx512_delta_chunk_read,
             .delta_chunk_backward = chm_avx512_delta_chunk_backward,
+            .outer_step = portable_outer_step,
+            .block_matmul = chm_avx512_block_matmul,
         },
     .level_count = sizeof levels / sizeof levels[0],
     .levels = levels,

@@ -18,5 +18,7 @@ void chm_avx512_delta_chunk_backward(const float *S, int64_t dk, int64_t dv, int
                                      int64_t vs, const float *log_alpha, const float *beta, int64_t gs, float scale,
                                      const float *const *do_, int64_t os, float *const *dq, float *dk_, float *dv_,
                                      float *dlog_alpha, float *dbeta, float *dS, float *scratch);
+void chm_avx512_block_matmul(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
+                             int64_t ldb, float *c, int64_t ldc, int add);
 
 #endif

@@ -539,6 +539,38 @@ static inline void portable_delta_step(float *S, int64_t dk, int64_t dv, const f
     }
 }
 
+/* S = S * decay + k^T v, sum = q S */
+static inline void portable_strip_outer(float *S, int64_t dk, int64_t stride, const float *k, const float *v,
+                                        const float *q, float decay, const int n, float *sum) {
+    float s[PORTABLE_STRIP] = {0}, u[PORTABLE_STRIP];
+    for (int j = 0; j < n; j++) u[j] = v[j];
+    for (int64_t i = 0; i < dk; i++) {
+        float *row = S + i * stride;
+        const float ki = k[i], qi = q[i];
+        for (int j = 0; j < n; j++) {
+            const float d = row[j] * decay + ki * u[j];
+            row[j] = d;
+            s[j] = s[j] + qi * d;
+        }
+    }
+    for (int j = 0; j < n; j++) sum[j] = s[j];
+}
+
+static inline void portable_outer_step(float *S, int64_t dk, int64_t dv, const float *q, const float *k, const float *v,
+                                       float decay, float scale, float *o) {
+    const float *ask = o != NULL ? q : k; /* without a question the sums are made and not used */
+    for (int64_t j0 = 0; j0 < dv; j0 += PORTABLE_STRIP) {
+        const int n = (int)portable_min(PORTABLE_STRIP, dv - j0);
+        float sum[PORTABLE_STRIP];
+        if (n == PORTABLE_STRIP)
+            portable_strip_outer(S + j0, dk, dv, k, v + j0, ask, decay, PORTABLE_STRIP, sum);
+        else
+            portable_strip_outer(S + j0, dk, dv, k, v + j0, ask, decay, n, sum);
+        if (o != NULL)
+            for (int j = 0; j < n; j++) o[j0 + j] = scale * sum[j];
+    }
+}
+
 static inline void portable_delta_read(const float *S, int64_t dk, int64_t dv, const float *q, float scale, float *o) {
     for (int64_t j0 = 0; j0 < dv; j0 += PORTABLE_STRIP) {
         const int n = (int)portable_min(PORTABLE_STRIP, dv - j0);

@@ -46,6 +46,8 @@ static const struct chm_backend_ops scalar_ops = {
             .attend_chunk = scalar_attend_chunk,
             .attend_chunk_backward = scalar_attend_chunk_backward,
             .gradient_matmul = portable_gradient_matmul,
+            .outer_step = portable_outer_step,
+            .block_matmul = portable_gemm,
         },
 };
 
