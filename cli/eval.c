@@ -103,6 +103,10 @@ static int print_result(const struct cli *c, const char *model, const chm_eval_r
         cli_json_real(stdout, r->tokens_per_second);
         fputs(", \"seconds\": ", stdout);
         cli_json_real(stdout, r->seconds);
+        if (r->loop_count_mean > 0) {
+            fputs(", \"loop_count_mean\": ", stdout);
+            cli_json_real(stdout, r->loop_count_mean);
+        }
         printf(", \"threads\": %d, \"kernels\": ", chm_runtime_threads(c->runtime));
         cli_json_kernels(stdout, kernels);
         fputs("}\n", stdout);
@@ -121,6 +125,7 @@ static int print_result(const struct cli *c, const char *model, const chm_eval_r
     case CHM_OUTPUT_TEXT:
         printf("%.4f bits per byte\n%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n",
                r->bits_per_byte, (long long)r->bytes, (long long)r->tokens, r->nats, r->seconds, r->tokens_per_second);
+        if (r->loop_count_mean > 0) printf("%.2f passes of the loop a token\n", r->loop_count_mean);
         if (!cli_wants_timing(c)) cli_message(c, "kernels: %s", kernels);
         break;
     }

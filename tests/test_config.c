@@ -204,7 +204,6 @@ static void seed_unbuilt(void **state) {
         "backbone.layer_pattern: 3 of 28 layers need the layer plugin 'sk', which is not loaded",
         "quantization.sherry_mode: weight format not built yet; checked, and off in this card",
         "xlstm: layer plugin not built yet; checked, not used",
-        "looping: layer loop not built yet; checked, not used",
         "efla: layer option not built yet; checked, and off in this card",
         "modes: decoder not built yet; checked, not used",
         "training.phases.1: training of kind ctx_extend not built yet; checked, not used",

@@ -18,11 +18,16 @@ static char scratch[4096], card_path[4200], model_path[4200], *plugin_path;
 
 static const char card_text[] =
     "{\"model_type\": \"chimera51\", \"token_ids\": [256, 257], \"hidden_size\": 64, \"intermediate_size\": 192,\n"
-    " \"num_hidden_layers\": 2, \"num_heads\": 2, \"head_dim\": 32, \"initializer_range\": 0.3, \"vocab_size\": 258,\n"
+    " \"num_hidden_layers\": %d, \"num_heads\": 2, \"head_dim\": 32, \"initializer_range\": 0.3, \"vocab_size\": 258,\n"
     " \"quantization\": {\"method\": \"bitnet\", \"embedding\": \"int8\"},\n"
-    " \"backbone\": {\"layer_pattern\": \"gd\"}, \"gated_deltanet\": {\"state_size\": 32},\n"
+    " \"backbone\": {\"layer_pattern\": \"%s\"}, \"gated_deltanet\": {\"state_size\": 32},\n"
     " \"tokenizer\": {\"type\": \"bytes\"},\n"
-    " \"generation\": {\"temperature\": 0.7, \"top_p\": 0.9, \"repetition_penalty\": 1.1, \"max_new_tokens\": 12}}\n";
+    " \"generation\": {\"temperature\": 0.7, \"top_p\": 0.9, \"repetition_penalty\": 1.1, \"max_new_tokens\": 12}%s}\n";
+/* Every test runs on two models: a plain one, and one whose middle layers are looped, with tokens that leave early. */
+static bool looped;
+static const char loop_text[] = ", \"looping\": {\"prelude\": [0, 0], \"loop\": [1, 2], \"coda\": [3, 3], "
+                                "\"loop_default\": 3, \"adaptive_exit_threshold\": 0.15}";
+static int layers(void) { return looped ? 4 : 2; }
 
 static chm_runtime *open_runtime(int threads, const char *backend) {
     const chm_runtime_options options = {
@@ -62,7 +67,8 @@ static int set_up(void **state) {
     snprintf(card_path, sizeof card_path, "%s/card.json", scratch);
     snprintf(model_path, sizeof model_path, "%s/model.b158", scratch);
     FILE *f = fopen(card_path, "w");
-    if (!f || fputs(card_text, f) < 0 || fclose(f) != 0) return -1;
+    if (!f || fprintf(f, card_text, layers(), looped ? "gd attn" : "gd", looped ? loop_text : "") < 0 || fclose(f) != 0)
+        return -1;
     chm_runtime *r = open_runtime(2, NULL);
     const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1};
     const int status = chm_init_model(r, card_path, &overlay, 5, model_path);
@@ -697,9 +703,9 @@ static void check_agrees_with_the_model(void **state) {
     assert_int_equal(json_integer_value(json_object_get(json, "state_bytes")), m->layout.bytes);
     assert_true(json_is_true(json_object_get(json, "usable")));
     assert_int_equal(part_of(parts, "embedding", "parameters"), embedding);
-    assert_int_equal(part_of(parts, "norms", "parameters"), (2 * 2 + 1) * 64);
+    assert_int_equal(part_of(parts, "norms", "parameters"), (2 * layers() + 1) * 64);
     assert_int_equal(part_of(parts, "total", "parameters"), total);
-    assert_int_equal(json_array_size(json_object_get(json, "layers")), 2);
+    assert_int_equal(json_array_size(json_object_get(json, "layers")), layers());
     assert_true(json_array_size(json_object_get(json, "resolved")) > 50);
     size_t i, found = 0;
     json_t *value;
@@ -720,12 +726,15 @@ static void bench_counts_every_byte(void **state) {
     chm_runtime *r = open_runtime(2, NULL);
     chm_model *m = open_model(r);
     json_t *json = report(write_bench, r, m), *rows = json_object_get(json, "rows");
-    double layers = 0;
+    double bytes = 0;
     for (int i = 0; i < m->params; i++)
-        if (m->param[i] != m->embedding) layers += (double)stored(m->param[i]);
+        if (m->param[i] != m->embedding) {
+            const int layer = m->param[i]->layer;
+            bytes += (double)stored(m->param[i]) * (layer >= 0 && m->config->in_loop[layer] ? 3 : 1);
+        }
     const double table = (double)stored(m->embedding), row = table / VOCAB;
-    const double want[2] = {(2 * layers + table) / 100 + row + (double)m->layout.bytes, /* 100 tokens are two passes */
-                            layers + table + row + (double)m->layout.bytes};
+    const double want[2] = {(2 * bytes + table) / 100 + row + (double)m->layout.bytes, /* 100 tokens are two passes */
+                            bytes + table + row + (double)m->layout.bytes};
     static const char *const names[] = {"prefill", "decode"};
     assert_int_equal(json_array_size(rows), 2);
     const double rate = json_number_value(json_object_get(json, "read_bytes_per_second"));
@@ -761,5 +770,7 @@ int main(void) {
         cmocka_unit_test(check_agrees_with_the_model),
         cmocka_unit_test(bench_counts_every_byte),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    const int failed = cmocka_run_group_tests_name("plain", tests, set_up, tear_down);
+    looped = true;
+    return failed + cmocka_run_group_tests_name("looped", tests, set_up, tear_down);
 }

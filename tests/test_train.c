@@ -549,14 +549,21 @@ static void learns(void **state) {
 
 static void stop_and_resume(void **state) {
     (void)state;
-    /* carry 1 and 3; stops at several steps, of which some lie inside a run of segments */
-    static const char *const carry[] = {"training.phases.pretrain.carry_segments=1",
-                                        "training.phases.pretrain.carry_segments=3"};
-    for (size_t k = 0; k < CHM_ARRAY_COUNT(carry); k++) {
+    /* carry 1 and 3, and with a loop of drawn depth; stops at several steps, of which some lie inside a run of segments
+     */
+    static const char *const variants[][6] = {
+        {"training.phases.pretrain.carry_segments=1"},
+        {"training.phases.pretrain.carry_segments=3"},
+        {"training.phases.pretrain.carry_segments=3", "num_hidden_layers=3", "looping.prelude=[0,0]",
+         "looping.loop=[1,1]", "looping.coda=[2,2]", "looping.enabled=true"},
+    };
+    for (size_t k = 0; k < CHM_ARRAY_COUNT(variants); k++) {
+        const uint32_t sets = variants[k][1] ? 6 : 1;
         chm_train_result result;
         int count, same;
         remove_tree(in_folder("whole"));
-        const plan whole = {.out = in_folder("whole"), .tokens = 12 * 256, .set = &carry[k], .sets = 1, .stop_at = -1};
+        const plan whole = {
+            .out = in_folder("whole"), .tokens = 12 * 256, .set = variants[k], .sets = sets, .stop_at = -1};
         must(train(&whole, &result));
         char *expected = reports(in_folder("whole"), &count);
         assert_int_equal(count, 12);

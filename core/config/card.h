@@ -21,6 +21,19 @@ enum chm_schedule {
     CHM_SCHEDULE_CONSTANT
 };
 
+/* looping: layers first..last run several times per token */
+struct chm_loop_config {
+    bool enabled;
+    int64_t first, last;
+    int64_t least, most, passes; /* loop_range, loop_default */
+    double exit_threshold;       /* relative change under which a row stops */
+    bool stochastic;             /* training draws its passes per sequence, Poisson of `mean` */
+    double mean;
+    bool truncate; /* no gradient through the first half of the passes but the first */
+    bool per_pass; /* every pass has a state of its own, instead of reading what the first wrote */
+    bool euler;    /* input gain by Euler's rule instead of the zero-order hold */
+};
+
 /* What the runtime reads of a resolved card; chm_card_get() has the rest. Strings live as long as the card. */
 typedef struct chm_model_config {
     int64_t width, ffn_width, layers, heads, head_dim, vocab;
@@ -32,6 +45,7 @@ typedef struct chm_model_config {
     const char *mixer[CHM_MAX_LAYERS];      /* plugin name of each layer, aliases resolved: "gd" */
     const char *ffn[CHM_MAX_LAYERS];        /* "mlp" (or "moe") */
     bool in_loop[CHM_MAX_LAYERS];
+    struct chm_loop_config loop;
     int64_t effective_depth;    /* residual writes: layers with those in the loop counted loop_default times */
     const char *tokenizer;      /* tokenizer.type: "bytes" */
     const char *tokenizer_file; /* files.tokenizer, or NULL */

@@ -30,6 +30,11 @@ static const char *word(const chm_card *card, const char *path) {
     return v && v->type == CHM_VALUE_STRING ? v->text : NULL;
 }
 
+static bool says(const chm_card *card, const char *path, const char *value) {
+    const char *text = word(card, path);
+    return text && strcmp(text, value) == 0;
+}
+
 static bool is_on(const chm_card *card, const char *path) {
     const chm_value *v = good(card, path);
     return v && v->type == CHM_VALUE_BOOL && v->boolean;
@@ -315,6 +320,18 @@ static void resolve_loop(chm_card *card) {
     }
     const chm_value *loop = list_of(card, "looping.loop");
     for (int64_t i = item(loop, 0); i <= item(loop, 1); i++) m->in_loop[i] = true;
+    m->loop = (struct chm_loop_config){.enabled = true,
+                                       .first = item(loop, 0),
+                                       .last = item(loop, 1),
+                                       .least = range ? item(range, 0) : 1,
+                                       .most = range ? item(range, 1) : passes,
+                                       .passes = passes};
+    number(card, "looping.adaptive_exit_threshold", &m->loop.exit_threshold);
+    number(card, "looping.depth_mean", &m->loop.mean);
+    m->loop.stochastic = says(card, "looping.depth_selection", "stochastic_per_sequence");
+    m->loop.truncate = says(card, "looping.backward_truncation", "half");
+    m->loop.per_pass = says(card, "looping.state", "per_pass");
+    m->loop.euler = says(card, "looping.gain", "euler");
     m->effective_depth = layers + (item(loop, 1) - item(loop, 0) + 1) * (passes - 1);
 }
 

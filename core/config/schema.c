@@ -146,7 +146,7 @@ static const struct chm_schema_row rows[] = {
     INT("titans.persistent_memory_slots", "64", 0, 4096, "Learned slots read by every token."),
     INT("titans.local_window_size", "1024", 16, 1048576, "Tokens of a segment."),
 
-    PLANNED("looping", "layer loop", "Layers that run several times per token (arXiv:2604.12946)."),
+    SECTION("looping", "Layers that run several times per token (arXiv:2604.12946)."),
     BOOL("looping.enabled", "true", "On or off."),
     ENUM("looping.method", "parcae_zoh_stable", "parcae_zoh_stable", "How the input enters each pass."),
     INTS("looping.prelude", NULL, 0, 255, 2, 2, "First and last layer before the loop."),
@@ -158,7 +158,12 @@ static const struct chm_schema_row rows[] = {
     FLOAT("looping.spectral_radius_bound", "1.0", 0.01, 1, "Strict upper bound of the decay."),
     ENUM("looping.depth_selection", "stochastic_per_sequence", "stochastic_per_sequence|fixed", "Passes in training."),
     FLOAT("looping.adaptive_exit_threshold", "0.01", 0, 1, "Relative change under which a token stops."),
-    ENUM("looping.backward_truncation", "half", "half|none", "Passes the gradient goes through."),
+    FLOAT("looping.depth_mean", "2", 0.01, 64, "Mean of the Poisson that training draws its passes from."),
+    ENUM("looping.backward_truncation", "half", "half|none",
+         "Passes the gradient goes through: the first and the later half, or all."),
+    ENUM("looping.state", "write_first", "write_first|per_pass",
+         "The first pass writes and later ones read; or every pass has a state of its own and no token stops early."),
+    ENUM("looping.gain", "zoh", "zoh|euler", "How the input enters: exact for an input held still, or Euler's rule."),
 
     PLANNED("span_inference", "decoder", "Generation by spans (arXiv:2503.01840, 2411.15100)."),
     BOOL("span_inference.enabled", "true", "On or off."),

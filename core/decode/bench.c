@@ -79,14 +79,6 @@ static size_t param_bytes(const chm_model *m, const chm_param *p) {
     return chm_param_code_bytes(p, m->config->weight_group) + chm_param_scale_bytes(p, m->config->weight_group);
 }
 
-static int64_t loop_count(const chm_model *m) {
-    const char *enabled = chm_card_get(m->card, "looping.enabled", NULL);
-    const char *count = chm_card_get(m->card, "looping.loop_default", NULL);
-    if (enabled == NULL || strcmp(enabled, "true") != 0 || count == NULL) return 1;
-    const long long n = strtoll(count, NULL, 10);
-    return n > 0 ? n : 1;
-}
-
 typedef struct traffic {
     double layers; /* parameters of layers and norms, once a pass */
     double head;   /* the output matrix, once for every pass that wants logits */
@@ -96,7 +88,7 @@ typedef struct traffic {
 
 static traffic model_traffic(const chm_model *m) {
     traffic t = {0};
-    const int64_t loops = loop_count(m);
+    const int64_t loops = m->config->loop.enabled ? m->config->loop.passes : 1;
     for (int i = 0; i < m->params; i++) {
         const chm_param *p = m->param[i];
         if (p->role == CHM_ROLE_EMBEDDING) { /* the table, the output matrix, or both in one */
@@ -225,6 +217,7 @@ int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, ch
     int32_t *ids = NULL;
     int status = chm_stream_open(r, m, &s);
     if (status != CHM_OK) goto out;
+    s->depth.whole = true; /* every token the same work */
     rate[0] = chm_alloc((size_t)repeats * sizeof(double));
     rate[1] = chm_alloc((size_t)repeats * sizeof(double));
     ids = chm_alloc((size_t)CHM_MAX(prefill, decode) * sizeof(*ids));

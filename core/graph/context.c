@@ -40,7 +40,7 @@ chm_tensor *chm_tensor_new(chm_context *c, int64_t rows, int64_t width) {
 
 chm_node *chm_record(chm_context *c, chm_tensor *out, chm_tensor *const *in, int inputs, chm_param *param,
                      void (*backward)(chm_context *, chm_node *)) {
-    if (!c->train || !out) return NULL;
+    if (!c->train || c->unrecorded || !out) return NULL;
     bool wanted = param && param->grad;
     for (int i = 0; i < inputs; i++) wanted = wanted || (in[i]->flags & CHM_TENSOR_GRAD);
     if (!wanted) return NULL;
@@ -153,6 +153,12 @@ void chm_context_on_tap(chm_context *c, chm_tap_hook hook, void *user) {
 }
 
 int64_t chm_context_rows(const chm_context *c) { return c->rows.count; }
+
+bool chm_context_trains(const chm_context *c) { return c->train; }
+
+void chm_context_record(chm_context *c, bool on) { c->unrecorded = !on; }
+
+void *chm_context_take(chm_context *c, size_t bytes) { return chm_take(c, bytes); }
 
 size_t chm_context_bytes(const chm_context *c) { return c->arena.peak; }
 
@@ -270,6 +276,7 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
     c->slots = slots;
     c->flags = flags;
     c->train = flags & CHM_PASS_TRAIN;
+    c->unrecorded = false;
     c->status = CHM_OK;
     c->error[0] = 0;
     c->tape = NULL;

@@ -87,7 +87,7 @@ struct chm_context {
     chm_stream_state *const *streams;
     int slots;
     uint32_t flags;
-    bool train;
+    bool train, unrecorded;
     int status;
     char error[512];
 

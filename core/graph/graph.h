@@ -101,9 +101,14 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
 /* Tells operators which layer's code runs now: states[] numbers are resolved against it. first_state: index in the
  * layout of the layer's state 0. */
 void chm_context_enter(chm_context *c, int layer, const char *part, int first_state);
+/* While off, operators of a training pass leave no trace on the tape: what they make is a constant to those after. */
+void chm_context_record(chm_context *c, bool on);
+/* Bytes that live as long as the pass; NULL: out of memory, which the pass remembers. */
+void *chm_context_take(chm_context *c, size_t bytes);
 /* Loop pass, from 1. On passes after the first recurrences only read what pass 1 wrote at the same place. */
 void chm_context_loop(chm_context *c, int pass);
 int64_t chm_context_rows(const chm_context *c); /* of the pass */
+bool chm_context_trains(const chm_context *c);
 /* A leaf: copies data (NULL: zeros). flags: CHM_TENSOR_GRAD. */
 chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags);
 /* Rows ids of a [vocab, width] embedding, as its stored format gives them back. */

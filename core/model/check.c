@@ -150,8 +150,8 @@ static int count_layer(const chm_runtime *r, const chm_card *card, const char *n
 
 /* ---- the report -------------------------------------------------------------------------------------------------- */
 
-enum check_part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_COUNT };
-static const char *const part_name[PART_COUNT] = {"embedding", "mixers", "ffns", "norms"};
+enum check_part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_LOOP, PART_COUNT };
+static const char *const part_name[PART_COUNT] = {"embedding", "mixers", "ffns", "norms", "loop"};
 
 typedef struct check_report {
     chm_table layers, parts, values, numbers, findings;
@@ -259,8 +259,10 @@ static int collect_layers(const chm_runtime *r, const chm_card *card, check_repo
     }
     add_size(&c->part[PART_NORMS], &norm); /* the final one */
     add_size(&f->base, &norm);
-    const int64_t loop = chm_planned_loop(card);
-    add_size(&f->base, &(part_size){loop, loop, 0, (size_t)loop * sizeof(float)});
+    /* a norm before the loop, and decay, step and gain of every column */
+    const int64_t loop = config->loop.enabled ? 4 * config->width : 0;
+    c->part[PART_LOOP] = (part_size){loop, loop, 0, (size_t)loop * sizeof(float)};
+    add_size(&f->base, &c->part[PART_LOOP]);
     f->looped += loop;
     /* tied: one matrix reads and writes */
     const int64_t tables = config->tie_embeddings ? 1 : 2;
@@ -280,6 +282,7 @@ static void collect_parts(const chm_model_config *config, check_report *c) {
     chm_table_column(t, "status");
     for (int i = 0; i <= PART_COUNT; i++) {
         const part_size *p = i < PART_COUNT ? &c->part[i] : &c->total;
+        if (i == PART_LOOP && !config->loop.enabled) continue;
         int missing = i == PART_MIXERS ? c->missing_mixers : i == PART_FFNS ? c->missing_ffns : 0;
         if (i == PART_COUNT) missing = c->missing_mixers + c->missing_ffns;
         chm_table_cell(t, "%s", i < PART_COUNT ? part_name[i] : "total");

@@ -472,12 +472,13 @@ static void loop_findings(const chm_card *card, chm_table *out) {
     chm_card_numbers(card, "looping.loop_range", range, 2);
     chm_card_numbers(card, "looping.loop", loop, 2);
     if (get(card, "looping.spectral_radius_bound") >= 1)
-        found(out, "looping.spectral_radius_bound", "%g: a loop is stable only strictly below 1",
+        found(out, "looping.spectral_radius_bound",
+              "%g: a loop is stable only strictly below 1; every decay is held to 0.9999",
               get(card, "looping.spectral_radius_bound"));
     if (chm_card_says(card, "looping.backward_truncation", "half") && range[1] >= 2)
         found(out, "looping.backward_truncation",
-              "half cuts the first pass from the gradient for every depth of 2 and more, and the first pass alone "
-              "writes state: what layers %.0f..%.0f write would never be learnt",
+              "half would cut the first pass from the gradient, which alone writes state: what layers %.0f..%.0f write "
+              "would never be learnt; so the first pass is kept beside the later half",
               loop[0], loop[1]);
     struct sum modes = sum_of(card, "modes.", ".loops"), levels = sum_of(card, "entropy_valve.levels.", ".loops");
     const double most = fmax(modes.largest, levels.largest);

@@ -24,8 +24,6 @@ typedef struct chm_figures {
 
 /* Declares a layer or ffn that is planned but not built, as the card describes it; false: no such description. */
 bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d, const chm_layer_info *info);
-/* Parameters of the loop itself, beside its layers; 0 where looping is off. */
-int64_t chm_planned_loop(const chm_card *card);
 
 /*
  * Lines "key, declared, computed, verdict, note" for every stated number that can be computed, and lines "keys,

@@ -2,7 +2,7 @@
  * From a card to a model: plugins instantiated and asked what they need, storage laid out, one forward for training,
  * prompt and decoding alike.
  */
-#include "model/model.h"
+#include "model/loop.h"
 #include <math.h>
 #include <string.h>
 
@@ -191,6 +191,25 @@ static int declare_ring(chm_declare *d, const char *name, int64_t heads, int64_t
     return number;
 }
 
+/* The layer's states once more, for another pass of the loop. */
+static void repeat_states(struct declaring *s, const chm_layer *layer, int pass) {
+    chm_state_layout *layout = &s->m->layout;
+    for (int i = 0; i < layer->states && !s->status; i++) {
+        chm_state_item *all = arena_grow(&s->m->arena, layout->item, layout->count, sizeof *all);
+        if (all) layout->item = all;
+        char *name = all ? arena_format(&s->m->arena, "%s.pass%d", all[layer->first_state + i].name, pass) : NULL;
+        if (!name) {
+            s->status = CHM_E_MEMORY;
+            return;
+        }
+        chm_state_item *item = &all[layout->count++];
+        *item = all[layer->first_state + i];
+        item->name = name;
+        item->offset = layout->bytes;
+        layout->bytes += item->head_bytes * (size_t)item->heads;
+    }
+}
+
 static const struct chm_declare_ops declare_table = {.size = sizeof(struct chm_declare_ops),
                                                      .param = declare_param,
                                                      .state = declare_state,
@@ -225,9 +244,17 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
                                  .in_loop = config->in_loop[index]};
     const int declared = s.status ? s.status : layer->ops->declare(layer->self, &s.declare, &info);
     layer->params = m->params - layer->first_param;
+    layer->states = m->layout.count - layer->first_state;
+    for (int pass = 2; !s.status && config->loop.per_pass && info.in_loop && pass <= config->loop.most; pass++)
+        repeat_states(&s, layer, pass);
     if (s.status) return s.status;
     if (declared) return chm_fail(CHM_E_PLUGIN, "%s: plugin %s failed to declare itself", s.part, layer->plugin->name);
     return CHM_OK;
+}
+
+static chm_param *add_loop_vector(void *user, const char *name, chm_init init) {
+    struct declaring *s = user;
+    return add_param(s, name, CHM_ROLE_NORM, init, 1, &s->m->config->width);
 }
 
 int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **out) {
@@ -244,12 +271,6 @@ int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **o
     const chm_model_config *config = m->config;
     struct declaring s = {.m = m, .layer = -1, .part = "model"};
     int status = CHM_OK;
-    for (int64_t i = 0; i < config->layers; i++)
-        if (config->in_loop[i]) {
-            status = chm_fail(CHM_E_PLUGIN, "looping.enabled: looped layers are not built yet; run with "
-                                            "--set looping.enabled=false");
-            goto out;
-        }
     m->mixer = chm_arena_zero(&m->arena, (size_t)config->layers * sizeof *m->mixer);
     m->ffn = chm_arena_zero(&m->arena, (size_t)config->layers * sizeof *m->ffn);
     if (!m->mixer || !m->ffn) {
@@ -262,6 +283,8 @@ int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **o
         status = declare_layer(m, i, "mixer", config->mixer[i], &m->mixer[i]);
         if (!status) status = declare_layer(m, i, "ffn", config->ffn[i], &m->ffn[i]);
     }
+    if (status) goto out;
+    status = chm_loop_declare(m, add_loop_vector, &s);
     if (status) goto out;
     m->final_norm = add_param(&s, "final_norm", CHM_ROLE_NORM, chm_constant(1), 1, &config->width);
     m->head =
@@ -398,9 +421,9 @@ int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool
     return status;
 }
 
-static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, chm_tensor *x) {
+static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int first_state, chm_tensor *x) {
     chm_graph *g = chm_context_graph(c);
-    chm_context_enter(c, index, layer->part, layer->first_state);
+    chm_context_enter(c, index, layer->part, first_state);
     chm_tensor *y = layer->ops->forward(layer->self, g, chm_rmsnorm(g, x, layer->norm, 0));
     if (y && (y->rows != x->rows || y->width != x->width))
         return chm_refuse(c, CHM_E_PLUGIN, "%s: plugin %s returned [%lld, %lld] for [%lld, %lld]", layer->part,
@@ -409,15 +432,33 @@ static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, chm_
     return chm_add(g, x, y);
 }
 
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want) {
+/* Layers first..last; copy: which set of their states, where the passes of the loop have one each */
+static chm_tensor *blocks(const chm_model *m, chm_context *c, int64_t first, int64_t last, int copy, chm_tensor *x) {
+    for (int64_t i = first; i <= last && x; i++) {
+        const chm_layer *mixer = &m->mixer[i], *ffn = &m->ffn[i];
+        x = block(c, mixer, (int)i, mixer->first_state + copy * mixer->states, x);
+        x = block(c, ffn, (int)i, ffn->first_state + copy * ffn->states, x);
+    }
+    return x;
+}
+
+static chm_tensor *looped_blocks(const chm_model *m, chm_context *c, int pass, chm_tensor *x) {
+    const struct chm_loop_config *loop = &m->config->loop;
+    return blocks(m, c, loop->first, loop->last, loop->per_pass ? pass - 1 : 0, x);
+}
+
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth) {
     chm_graph *g = chm_context_graph(c);
     const int64_t rows = chm_context_rows(c);
     chm_context_enter(c, -1, "embedding", 0);
     chm_tensor *x = chm_embed(c, m->embedding, ids, rows);
-    for (int i = 0; i < m->config->layers && x; i++) {
-        x = block(c, &m->mixer[i], i, x);
-        x = block(c, &m->ffn[i], i, x);
-    }
+    const struct chm_loop_config *loop = &m->config->loop;
+    if (loop->enabled) {
+        x = blocks(m, c, 0, loop->first - 1, 0, x);
+        if (x) x = chm_loop_forward(m, c, x, depth, looped_blocks);
+        if (x) x = blocks(m, c, loop->last + 1, m->config->layers - 1, 0, x);
+    } else
+        x = blocks(m, c, 0, m->config->layers - 1, 0, x);
     if (!x) return NULL;
     chm_context_enter(c, -1, "head", 0);
     if (want) {

@@ -14,8 +14,22 @@ typedef struct chm_layer {
     chm_param *norm;  /* of the residual block */
     const char *part; /* "layers.3.mixer" */
     int first_state;  /* index in layout */
+    int states;       /* of one pass; with a state per pass those of the next follow */
     int first_param, params;
 } chm_layer;
+
+/* The layer loop's vectors, each of the model's width (core/model/loop.c). */
+typedef struct chm_loop {
+    const struct chm_loop_config *config;
+    chm_param *norm, *A_log, *dt_bias, *gain;
+} chm_loop;
+
+/* How deep one forward goes through the loop, and what came of it. */
+typedef struct chm_depth {
+    int passes;        /* most of any row; 0: looping.loop_default */
+    bool whole;        /* no row stops early. Training never does */
+    int64_t rows, sum; /* += rows, += passes over all of them */
+} chm_depth;
 
 typedef struct chm_model {
     chm_card *card; /* owned */
@@ -24,7 +38,8 @@ typedef struct chm_model {
     chm_param **param; /* in file order: embedding, layers.0.mixer..., final norm */
     int params;
     chm_state_layout layout;
-    chm_layer *mixer, *ffn;                   /* [layers] */
+    chm_layer *mixer, *ffn; /* [layers] */
+    chm_loop loop;
     chm_param *embedding, *final_norm, *head; /* head is the embedding when tied */
     chm_arena arena;                          /* declarations, instances, options */
     void *storage;                            /* of values when not mapped */
@@ -50,9 +65,11 @@ int chm_model_allocate(chm_model *m);
 int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
+/* Passes of the loop that training takes for one sequence of one step: 1 where there is no loop. */
+int chm_loop_depth(const struct chm_loop_config *config, uint64_t seed, int64_t step, int64_t stream);
 /* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
- * want[r] is set get logits (NULL: all rows), the result has as many rows. */
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want);
+ * want[r] is set get logits (NULL: all rows), the result has as many rows. depth NULL: the card's passes. */
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth);
 /* One layer or ffn alone, as the stack would run it. */
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 

@@ -181,8 +181,3 @@ bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d,
         }
     return false;
 }
-
-/* A norm before the loop, and decay, step and input gain of every column (arXiv:2604.12946) */
-int64_t chm_planned_loop(const chm_card *card) {
-    return chm_card_on(card, "looping.enabled") ? 4 * chm_card_model(card)->width : 0;
-}

@@ -176,7 +176,7 @@ static int run_pass(chm_stream *s, const int32_t *ids, int64_t n, const bool *wa
     const chm_rows rows = {.count = n, .parent = s->parent, .position = s->position};
     int status = chm_context_begin(s->context, &rows, s->streams, 1, flags);
     if (status != CHM_OK) return status;
-    *logits = chm_model_forward(s->model, s->context, ids, want);
+    *logits = chm_model_forward(s->model, s->context, ids, want, &s->depth);
     if ((status = chm_context_status(s->context)) != CHM_OK) return status;
     if (*logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model's forward gave no logits and no reason");
     return CHM_OK;

@@ -29,7 +29,8 @@ struct chm_stream {
     bool *want;
     int64_t tried; /* rows that chm_stream_accept may name; 0: none */
 
-    float *logits; /* [vocab] of the last row fed */
+    chm_depth depth; /* the card's, and what came of it */
+    float *logits;   /* [vocab] of the last row fed */
     bool have_logits;
     bool broken; /* a pass failed half-way: the state is of no use until a restart */
 };

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char schema[] = "chimera-checkpoint-2";
+static const char schema[] = "chimera-checkpoint-3";
 
 /* Numbers of the run state, by name, so that saving and loading cannot drift apart. */
 struct integer_field {
@@ -17,11 +17,17 @@ struct integer_field {
     size_t offset;
 };
 static const struct integer_field integers[] = {
-    {"step", offsetof(chm_run_state, step)},           {"steps", offsetof(chm_run_state, steps)},
-    {"settled", offsetof(chm_run_state, settled)},     {"applied", offsetof(chm_run_state, applied)},
-    {"skipped", offsetof(chm_run_state, skipped)},     {"skipped_in_a_row", offsetof(chm_run_state, skipped_in_a_row)},
-    {"log_bytes", offsetof(chm_run_state, log_bytes)}, {"loss_targets", offsetof(chm_run_state, loss_targets)},
+    {"step", offsetof(chm_run_state, step)},
+    {"steps", offsetof(chm_run_state, steps)},
+    {"settled", offsetof(chm_run_state, settled)},
+    {"applied", offsetof(chm_run_state, applied)},
+    {"skipped", offsetof(chm_run_state, skipped)},
+    {"skipped_in_a_row", offsetof(chm_run_state, skipped_in_a_row)},
+    {"log_bytes", offsetof(chm_run_state, log_bytes)},
+    {"loss_targets", offsetof(chm_run_state, loss_targets)},
     {"reported", offsetof(chm_run_state, reported)},
+    {"loop_rows", offsetof(chm_run_state, depth.rows)},
+    {"loop_passes", offsetof(chm_run_state, depth.sum)},
 };
 static const struct integer_field reals[] = {
     {"loss", offsetof(chm_run_state, loss)},

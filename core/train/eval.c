@@ -47,7 +47,7 @@ static int score_file(const chm_score_request *q, chm_context *context, chm_stre
         const chm_rows rows = {.count = n, .parent = parent, .position = position};
         int status = chm_context_begin(context, &rows, streams, 1, CHM_PASS_COMMIT);
         if (status != CHM_OK) return status;
-        const chm_tensor *logits = chm_model_forward(q->model, context, token, NULL);
+        const chm_tensor *logits = chm_model_forward(q->model, context, token, NULL, &total->depth);
         if ((status = chm_context_status(context)) != CHM_OK) return status;
         if (logits == NULL || logits->rows != n || logits->width < vocab)
             return chm_fail(CHM_E_INTERNAL, "the model gave no logits for %lld rows", (long long)n);
@@ -170,6 +170,7 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         result->nats = score.nats;
         result->bytes = score.bytes;
         result->tokens = score.tokens;
+        result->loop_count_mean = score.depth.rows > 0 ? (double)score.depth.sum / (double)score.depth.rows : 0;
         result->seconds = chm_now() - start;
         result->tokens_per_second = result->seconds > 0 ? (double)score.tokens / result->seconds : 0;
     }

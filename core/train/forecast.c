@@ -124,9 +124,8 @@ static bool stopped(const chm_trainer *t) { return t->options->stop != NULL && *
 
 int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     const chm_batch *b = &t->batch;
-    const int64_t passes = (b->streams + t->micro - 1) / t->micro;
-    double loss, pass_time[MOST_SAMPLES], rest_time[2], begun;
-    int64_t targets;
+    double loss, pass_time[MOST_SAMPLES], rest_time[2], begun, looped = 0;
+    int64_t targets, step = 0, first = 0, streams = 0;
     int status, samples = 0;
     const float scale = 1.0f / (float)(b->streams * b->rows);
     char x[32], y[32];
@@ -134,7 +133,8 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     if ((status = chm_model_quantise(t->model, t->kernels, t->pool)) != CHM_OK) return status;
     /* A short pass first, so that a pass that would not fit is refused before it is tried. */
     const int64_t few = CHM_MIN(b->rows, PROBE_ROWS), all = t->micro * b->rows;
-    if ((status = chm_train_micro(t, 0, 0, 1, few, scale, &loss, &targets)) != CHM_OK) return status;
+    chm_train_plan(t, 0);
+    if ((status = chm_train_micro(t, 0, b->streams - 1, 1, few, scale, &loss, &targets)) != CHM_OK) return status;
     const double guess = (double)chm_context_bytes(t->context) * (double)all / (double)few;
     const uint64_t free_bytes = chm_available_memory();
     if (all > few && free_bytes != 0 && guess > (double)free_bytes) {
@@ -145,16 +145,21 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
                         t->micro == 1 ? " and training.phases.pretrain.seq_len" : "");
     }
     /* Warm up once, then time whole passes and what comes once a step. */
-    if ((status = chm_train_micro(t, 0, 0, CHM_MIN(t->micro, b->streams), b->rows, scale, &loss, &targets)) != CHM_OK)
+    if ((status = chm_train_micro(t, 0, 0, chm_train_group(t, 0), b->rows, scale, &loss, &targets)) != CHM_OK)
         return status;
     begun = chm_now();
     while (samples < MOST_SAMPLES && (samples < 3 || chm_now() - begun < seconds) && !stopped(t)) {
-        const int64_t first = samples % passes * t->micro;
-        const int64_t count = CHM_MIN(t->micro, b->streams - first);
+        const int64_t count = chm_train_group(t, first);
         const double at = chm_now();
-        status = chm_train_micro(t, samples / passes, first, count, b->rows, scale, &loss, &targets);
+        status = chm_train_micro(t, step, first, count, b->rows, scale, &loss, &targets);
         if (status != CHM_OK) return status;
         pass_time[samples++] = (chm_now() - at) * (double)t->micro / (double)count;
+        streams += count;
+        looped += chm_now() - at;
+        if ((first += count) == b->streams) {
+            first = 0;
+            chm_train_plan(t, ++step);
+        }
     }
     for (int i = 0; i < 2; i++) {
         const double at = chm_now();
@@ -167,8 +172,10 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     if (stopped(t)) /* what was measured by then is too little to settle a budget on */
         return chm_fail(CHM_E_INTERRUPTED,
                         "stopped while the speed was measured, before the first step; begin by --resume");
-    *step_seconds =
-        typical(pass_time, samples) * (double)b->streams / (double)t->micro + CHM_MIN(rest_time[0], rest_time[1]);
+    /* Passes of several depths of the loop have no typical time, only a mean. */
+    const double stream_seconds =
+        t->model->config->loop.enabled ? looped / (double)streams : typical(pass_time, samples) / (double)t->micro;
+    *step_seconds = stream_seconds * (double)b->streams + CHM_MIN(rest_time[0], rest_time[1]);
     return CHM_OK;
 }
 

@@ -1,4 +1,5 @@
 /* log.c: what a run says: log.jsonl, and the messages and numbers handed to the caller. */
+#include "model/loop.h"
 #include "train/trainer.h"
 
 #include <errno.h>
@@ -148,6 +149,10 @@ int chm_train_report(chm_trainer *t, double lr) {
     add_number(&line, "lr", lr);
     add_number(&line, "grad_norm", p.gradient_norm);
     chm_string_add(&line, ",\"skipped\":%lld", (long long)run->skipped);
+    if (t->model->config->loop.enabled) {
+        add_number(&line, "loop_count_mean", (double)run->depth.sum / (double)CHM_MAX(run->depth.rows, 1));
+        add_number(&line, "loop_spectral_radius", chm_loop_radius(&t->model->loop));
+    }
     add_number(&line, "tokens_per_second", p.tokens_per_second);
     add_number(&line, "seconds", p.seconds);
     const int status = finish_line(t, &line);
@@ -155,6 +160,7 @@ int chm_train_report(chm_trainer *t, double lr) {
     run->reported = run->step;
     run->loss = 0;
     run->loss_targets = 0;
+    run->depth = (chm_depth){0};
     t->last_report_at = now;
     t->last_report_step = run->step;
     if (t->options->progress != NULL) t->options->progress(t->options->user, &p);

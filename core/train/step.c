@@ -4,6 +4,24 @@
 #include <math.h>
 #include <string.h>
 
+void chm_train_plan(chm_trainer *t, int64_t step) {
+    const struct chm_loop_config *loop = &t->model->config->loop;
+    int64_t n = 0;
+    const int most = loop->enabled ? (int)CHM_MAX(loop->most, loop->passes) : 1;
+    for (int depth = 1; depth <= most; depth++)
+        for (int64_t s = 0; s < t->batch.streams; s++)
+            if (chm_loop_depth(loop, t->config->seed, step, s) == depth) {
+                t->depth[n] = depth;
+                t->pick[n++] = s;
+            }
+}
+
+int64_t chm_train_group(const chm_trainer *t, int64_t first) {
+    int64_t count = 1;
+    while (count < t->micro && first + count < t->batch.streams && t->depth[first + count] == t->depth[first]) count++;
+    return count;
+}
+
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets) {
     const chm_batch *b = &t->batch;
@@ -15,19 +33,24 @@ int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, 
         const int64_t at = s * rows;
         /* rows < b->rows: the start of the segment only, for measuring */
         const chm_batch whole = {b->corpus, b->seed, b->streams, rows, b->carry};
-        chm_batch_segment(rows == b->rows ? b : &whole, step, first + s, t->id + at, t->target + at, t->position + at);
+        chm_batch_segment(rows == b->rows ? b : &whole, step, t->pick[first + s], t->id + at, t->target + at,
+                          t->position + at);
         for (int64_t r = 0; r < rows; r++) t->parent[at + r] = r == 0 ? ~(int32_t)s : (int32_t)(at + r - 1);
     }
     const chm_rows pass = {.count = n, .parent = t->parent, .position = t->position};
     const uint32_t flags = CHM_PASS_TRAIN | (t->stream != NULL ? (uint32_t)CHM_PASS_CARRY : 0);
-    chm_stream_state *const *slots = t->stream != NULL ? t->slot + first : NULL;
+    chm_stream_state **slots = t->stream != NULL ? t->slot : NULL;
+    for (int64_t s = 0; slots != NULL && s < count; s++) slots[s] = &t->stream[t->pick[first + s]];
     if ((status = chm_context_begin(t->context, &pass, slots, (int)count, flags)) != CHM_OK) return status;
-    chm_tensor *logits = chm_model_forward(t->model, t->context, t->id, NULL);
+    chm_depth depth = {.passes = t->depth[first], .whole = true};
+    chm_tensor *logits = chm_model_forward(t->model, t->context, t->id, NULL, &depth);
     if ((status = chm_context_status(t->context)) != CHM_OK) return status;
     if (logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model gave no logits");
     status = chm_cross_entropy(t->context, logits, t->target, t->model->config->vocab, scale, loss, targets);
     if (status != CHM_OK) return status;
     if ((status = chm_backward(t->context)) != CHM_OK) return status;
+    t->run.depth.rows += depth.rows;
+    t->run.depth.sum += depth.sum;
     for (int64_t s = 0; t->stream != NULL && s < count; s++) slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
     return CHM_OK;
 }
@@ -72,6 +95,7 @@ static void clear_streams(chm_trainer *t) {
 
 void chm_train_clear_all(chm_trainer *t) {
     chm_train_clear(t);
+    t->run.depth = (chm_depth){0};
     memset(t->m, 0, (size_t)t->floats * sizeof *t->m);
     memset(t->v, 0, (size_t)t->floats * sizeof *t->v);
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) chm_stream_reset(&t->stream[s]);
@@ -124,11 +148,12 @@ int chm_train_step(chm_trainer *t, double *lr) {
     if (status != CHM_OK) return status;
     chm_schedule_at(t->config, run->step, run->steps, lr, &weight_decay);
     const int64_t all = chm_batch_targets(b, run->step);
-    for (int64_t s = 0; s < b->streams; s += t->micro) {
+    chm_train_plan(t, run->step);
+    for (int64_t s = 0, count; s < b->streams; s += count) {
+        count = chm_train_group(t, s);
         double part;
         int64_t counted;
-        status = chm_train_micro(t, run->step, s, CHM_MIN(t->micro, b->streams - s), b->rows,
-                                 1.0f / (float)CHM_MAX(all, 1), &part, &counted);
+        status = chm_train_micro(t, run->step, s, count, b->rows, 1.0f / (float)CHM_MAX(all, 1), &part, &counted);
         if (status != CHM_OK) return status;
         loss += part;
         targets += counted;

@@ -100,8 +100,10 @@ static int allocate(chm_trainer *t) {
     t->id = chm_alloc((size_t)rows * sizeof *t->id);
     t->target = chm_alloc((size_t)rows * sizeof *t->target);
     t->position = chm_alloc((size_t)rows * sizeof *t->position);
+    t->pick = chm_alloc((size_t)t->batch.streams * sizeof *t->pick);
+    t->depth = chm_alloc((size_t)t->batch.streams * sizeof *t->depth);
     if (t->piece == NULL || t->partial == NULL || t->m == NULL || t->v == NULL || t->parent == NULL || t->id == NULL ||
-        t->target == NULL || t->position == NULL)
+        t->target == NULL || t->position == NULL || t->pick == NULL || t->depth == NULL)
         return CHM_E_MEMORY;
     int64_t n = 0, offset = 0;
     for (int i = 0; i < m->params; i++) {
@@ -112,12 +114,10 @@ static int allocate(chm_trainer *t) {
     }
     if (t->batch.carry > 1) {
         t->stream = chm_alloc((size_t)t->batch.streams * sizeof *t->stream);
-        t->slot = chm_alloc((size_t)t->batch.streams * sizeof *t->slot);
+        t->slot = chm_alloc((size_t)t->micro * sizeof *t->slot);
         if (t->stream == NULL || t->slot == NULL) return CHM_E_MEMORY;
-        for (int64_t s = 0; s < t->batch.streams; s++) {
+        for (int64_t s = 0; s < t->batch.streams; s++)
             if ((status = chm_stream_init(&t->stream[s], &m->layout)) != CHM_OK) return status;
-            t->slot[s] = &t->stream[s];
-        }
     }
     return chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
 }
@@ -450,6 +450,8 @@ static void release(chm_trainer *t) {
     chm_free(t->id);
     chm_free(t->target);
     chm_free(t->position);
+    chm_free(t->pick);
+    chm_free(t->depth);
     chm_context_destroy(t->context);
     chm_corpus_finish(&t->corpus);
     chm_tokenizer_close(&t->tokenizer);

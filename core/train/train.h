@@ -119,6 +119,7 @@ typedef struct chm_score {
     double nats, bits_per_byte;
     int64_t bytes, tokens;
     int64_t total_bytes; /* of the files, whatever the limit */
+    chm_depth depth;     /* passes of the loop over all tokens */
     size_t arena_bytes;  /* high-water mark of the passes */
 } chm_score;
 int chm_score_files(const chm_score_request *request, chm_score *out);

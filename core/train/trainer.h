@@ -27,6 +27,7 @@ typedef struct chm_run_state {
     double loss;          /* summed since the last report, nats */
     int64_t loss_targets; /* and over how many targets */
     int64_t reported;     /* step of the last report */
+    chm_depth depth;      /* passes of the loop since the last report */
     double gradient_norm; /* of the last step that had one */
     double reported_loss; /* nats per token of the last report; NaN: none yet */
     double seconds;       /* wall time of all sessions up to this checkpoint */
@@ -56,7 +57,9 @@ typedef struct chm_trainer {
     float *m, *v;    /* [floats], every parameter padded to 16 */
 
     chm_stream_state *stream; /* [batch.streams]; NULL when no state is carried */
-    chm_stream_state **slot;  /* [batch.streams], pointers to them */
+    chm_stream_state **slot;  /* [micro], those of a pass */
+    int64_t *pick;            /* [batch.streams], of the step under way: chm_train_plan() */
+    int *depth;               /* [batch.streams], passes of the loop of each of `pick` */
     int32_t *parent, *id, *target;
     int64_t *position; /* [micro * rows] */
 
@@ -91,7 +94,13 @@ int chm_train_checkpoint_save(chm_trainer *t);
 int chm_train_checkpoint_load(chm_trainer *t);
 
 /* ---- step.c ---- */
-/* Forward and backward over segments first..first+count-1 of a step's streams; gradients accumulate. */
+/* Which streams a step runs together: those of one depth of the loop, as many as fit a pass, one group after another.
+ * Puts them in order into t->pick and t->depth; they are the same streams in the same order where there is no loop. */
+void chm_train_plan(chm_trainer *t, int64_t step);
+/* How many from the first-th of t->pick on make one pass. */
+int64_t chm_train_group(const chm_trainer *t, int64_t first);
+/* Forward and backward over the segments of streams t->pick[first .. first+count), all of one depth; gradients
+ * accumulate. */
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets);
 double chm_train_norm(chm_trainer *t);    /* of the gradient, over all parameters */

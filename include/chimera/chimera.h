@@ -232,6 +232,7 @@ typedef struct chm_eval_result {
     double bits_per_byte, nats; /* nats: summed */
     int64_t bytes, tokens;
     double seconds, tokens_per_second;
+    double loop_count_mean; /* passes of the loop a token took; 0: the model has none */
 } chm_eval_result;
 CHM_PUBLIC int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result);
 /* The kernels that inference runs, as "slot=backend ..." ; free with chm_text_free. */
