@@ -84,7 +84,8 @@ struct cli {
 
 extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_check, cli_bench, cli_layer,
     cli_layer_test, cli_tokenizer, cli_tokenizer_train, cli_tokenizer_encode, cli_tokenizer_decode, cli_tokenizer_show,
-    cli_plugins, cli_plugins_list, cli_plugins_show, cli_plugins_new, cli_doctor, cli_completion, cli_version, cli_help;
+    cli_state, cli_state_save, cli_state_load, cli_state_fork, cli_state_show, cli_plugins, cli_plugins_list,
+    cli_plugins_show, cli_plugins_new, cli_doctor, cli_completion, cli_version, cli_help;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated, in the order of the help */
 extern const struct cli_option cli_global_options[];
 extern const size_t cli_global_count;
@@ -137,6 +138,8 @@ void cli_message(const struct cli *c, const char *format, ...) /* stderr, unless
 void cli_verbose(const struct cli *c, const char *format, ...) /* the same, with --verbose only */
     __attribute__((format(printf, 2, 3)));
 int cli_close_stdout(int status); /* what was written must have arrived */
+/* All of a file (- is standard input), at most 1 GiB, the caller's to free; `what` names it in messages. */
+int cli_read_text(const char *what, const char *path, char **text, size_t *bytes);
 /* Opens the model that is the first argument, with the overlay of the options; a failure is reported. */
 int cli_open_model(struct cli *c, chm_model **out);
 /* Progress: one line rewritten on a terminal, a line each time elsewhere. */

@@ -117,6 +117,36 @@ void cli_verbose(const struct cli *c, const char *format, ...) {
     va_end(list);
 }
 
+int cli_read_text(const char *what, const char *path, char **text, size_t *bytes) {
+    enum { STEP = 1 << 16 };
+    const bool standard = strcmp(path, "-") == 0;
+    FILE *file = standard ? stdin : fopen(path, "rb");
+    if (file == NULL) return cli_fail(CHM_E_DATA, "%s%s: %s", what, path, strerror(errno));
+    char *data = NULL;
+    size_t size = 0, got = 0;
+    int status = CHM_OK;
+    do {
+        char *more = size < (size_t)1 << 30 ? realloc(data, size + STEP) : NULL;
+        if (more == NULL) {
+            status = cli_fail(CHM_E_MEMORY, "%s%s: too long for this machine, or over 1 GiB", what, path);
+            break;
+        }
+        data = more;
+        got = fread(data + size, 1, STEP, file);
+        size += got;
+    } while (got == STEP);
+    if (status == CHM_OK && ferror(file))
+        status = cli_fail(CHM_E_DATA, "%s%s: %s", what, path, errno ? strerror(errno) : "it cannot be read");
+    if (!standard) fclose(file);
+    if (status != CHM_OK) {
+        free(data);
+        return status;
+    }
+    *text = data;
+    *bytes = size;
+    return CHM_OK;
+}
+
 int cli_open_model(struct cli *c, chm_model **out) {
     const chm_overlay overlay = cli_overlay(c);
     return cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, out));

@@ -60,6 +60,8 @@ static const struct cli_option options[] = {
      .value = "N",
      .doc = "the same seed writes the same text; else one is drawn and shown"},
     {.name = "echo", .type = CLI_FLAG, .doc = "write the prompt too"},
+    {.name = "state", .type = CLI_TEXT, .value = "FILE", .doc = "go on from a saved stream (chimera state save)"},
+    {.name = "save-state", .type = CLI_TEXT, .value = "FILE", .doc = "save the stream when the text is written"},
     {.name = "no-history", .type = CLI_FLAG, .doc = "in a conversation: read and keep no history of what was typed"},
     CLI_TIMING_OPTION,
     CLI_OVERLAY_OPTIONS,
@@ -69,6 +71,7 @@ static const struct cli_example examples[] = {
     {"chimera run model.b158 -p \"Once upon a time\"", "goes on from there"},
     {"chimera run model.b158", "a conversation, on a terminal"},
     {"chimera run model.b158 -p ROMEO: -n 500 --temp 0.8 --top-p 0.95 --seed 7", "500 tokens that can be had again"},
+    {"chimera run model.b158 --state book.stream -n 200", "writes on where a stream stands that was saved"},
     {"chimera run model.b158 --prompt-file - -n 100 --temp 0 < letter.txt", "the most likely end of a letter"},
 };
 
@@ -82,37 +85,6 @@ static int on_text(void *user, const void *text, size_t bytes) {
     if (bytes > 0 && o->first == 0) o->first = cli_now();
     cli_put_text(text, bytes, o->terminal);
     return cli_stop || (bytes > 0 && fflush(stdout) != 0);
-}
-
-/* All of a file (or standard input), at most 1 GiB. */
-static int read_prompt(const char *path, char **text, size_t *bytes) {
-    enum { STEP = 1 << 16 };
-    const bool standard = strcmp(path, "-") == 0;
-    FILE *file = standard ? stdin : fopen(path, "rb");
-    if (file == NULL) return cli_fail(CHM_E_DATA, "--prompt-file %s: %s", path, strerror(errno));
-    char *data = NULL;
-    size_t size = 0, got = 0;
-    int status = CHM_OK;
-    do {
-        char *more = size < (size_t)1 << 30 ? realloc(data, size + STEP) : NULL;
-        if (more == NULL) {
-            status = cli_fail(CHM_E_MEMORY, "--prompt-file %s: too long for this machine, or over 1 GiB", path);
-            break;
-        }
-        data = more;
-        got = fread(data + size, 1, STEP, file);
-        size += got;
-    } while (got == STEP);
-    if (status == CHM_OK && ferror(file))
-        status = cli_fail(CHM_E_DATA, "--prompt-file %s: %s", path, errno ? strerror(errno) : "it cannot be read");
-    if (!standard) fclose(file);
-    if (status != CHM_OK) {
-        free(data);
-        return status;
-    }
-    *text = data;
-    *bytes = size;
-    return CHM_OK;
 }
 
 static uint64_t drawn_seed(void) {
@@ -145,7 +117,7 @@ static int run_run(struct cli *c) {
         return cli_fail(CHM_E_CONFIG, "run: --prompt and --prompt-file are two prompts; give one of them");
     int status = CHM_OK;
     if (file->given) {
-        if ((status = read_prompt(file->text, &owned, &bytes)) != CHM_OK) return status;
+        if ((status = cli_read_text("--prompt-file ", file->text, &owned, &bytes)) != CHM_OK) return status;
         prompt = owned;
     }
     chm_sampling sampling = {.size = sizeof(sampling)};
@@ -153,12 +125,16 @@ static int run_run(struct cli *c) {
     struct output output = {.terminal = isatty(STDOUT_FILENO)};
     const double begun = cli_now();
     if ((status = cli_open_model(c, &model)) != CHM_OK) goto out;
-    if ((status = cli_report(chm_stream_open(c->runtime, model, &stream))) != CHM_OK) goto out;
+    const struct cli_value *from = cli_get(c, "state"), *to = cli_get(c, "save-state");
+    status = from->given ? chm_stream_load(c->runtime, model, from->text, &stream)
+                         : chm_stream_open(c->runtime, model, &stream);
+    if (cli_report(status) != CHM_OK) goto out;
     chm_sampling_defaults(model, &sampling);
     fill_sampling(c, &sampling);
     const double opened = cli_now();
     if (!text->given && !file->given && output.terminal && isatty(STDIN_FILENO)) {
         status = cli_converse(c, stream, cli_get(c, "n")->integer, &sampling);
+        if (status == CHM_OK && to->given) status = cli_report(chm_stream_save(stream, to->text));
         goto out;
     }
     cli_catch_interrupts();
@@ -167,6 +143,7 @@ static int run_run(struct cli *c) {
     /* a text ends its line on a terminal; a file gets the model's bytes and no more */
     if (output.terminal) putchar('\n');
     if (cli_report(status) != CHM_OK) goto out;
+    if (to->given && (status = cli_report(chm_stream_save(stream, to->text))) != CHM_OK) goto out;
     if (cli_stop) {
         status = cli_fail(CHM_E_INTERRUPTED, "interrupted after %lld token%s (seed %llu)", (long long)result.tokens,
                           result.tokens == 1 ? "" : "s", (unsigned long long)sampling.seed);

@@ -489,6 +489,95 @@ static void trees_equal_plain_reading(void **state) {
     chm_runtime_destroy(r);
 }
 
+static void write_bytes(const char *path, const uint8_t *data, size_t bytes) {
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void saved_streams_go_on(void **state) {
+    (void)state;
+    int32_t ids[TEXT];
+    char path[4200], other[4200];
+    test_text(ids);
+    snprintf(path, sizeof path, "%s/a.stream", scratch);
+    snprintf(other, sizeof other, "%s/b.stream", scratch);
+    chm_runtime *r = open_runtime(2, NULL);
+    chm_model *m = open_model(r);
+    chm_stream *s = NULL, *t = NULL;
+    size_t bytes = 0;
+    for (int cut = 0; cut <= 90; cut += 45) {
+        const float *a = NULL, *b = NULL;
+        assert_int_equal(chm_stream_open(r, m, &s), CHM_OK);
+        assert_int_equal(chm_stream_feed(s, ids, cut, cut ? &a : NULL), CHM_OK);
+        if (chm_stream_save(s, path)) fail_msg("%s", chm_error());
+        if (chm_stream_load(r, m, path, &t)) fail_msg("%s", chm_error());
+        assert_int_equal(chm_stream_position(t), cut);
+        assert_memory_equal(s->state.blob, t->state.blob, m->layout.bytes);
+        assert_int_equal(s->have_logits, t->have_logits);
+        if (s->have_logits) assert_memory_equal(s->logits, t->logits, VOCAB * sizeof(float));
+        assert_int_equal(chm_stream_feed(s, ids + cut, 60, &a), CHM_OK);
+        assert_int_equal(chm_stream_feed(t, ids + cut, 60, &b), CHM_OK);
+        assert_memory_equal(a, b, VOCAB * sizeof(float));
+        chm_stream_close(s);
+        chm_stream_close(t);
+        chm_map file;
+        assert_int_equal(chm_map_open(&file, path), CHM_OK);
+        assert_true(bytes == 0 || bytes == file.size); /* one size, however much was read */
+        bytes = file.size;
+        chm_map_close(&file);
+    }
+    /* cut short anywhere, changed anywhere: refused by name, and nothing half-loads */
+    uint8_t *data = chm_alloc(bytes);
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    assert_int_equal(fread(data, 1, bytes, f), bytes);
+    fclose(f);
+    for (size_t n = 0; n < bytes; n += 4096) {
+        write_bytes(other, data, n);
+        assert_int_equal(chm_stream_load(r, m, other, &t), CHM_E_DATA);
+        assert_non_null(strstr(chm_error(), "b.stream"));
+        assert_null(t);
+    }
+    int refused = 0;
+    for (uint64_t i = 0; i < 400; i++) {
+        /* half of them in the header, which is short */
+        const size_t at = (size_t)chm_below_at(12, CHM_RANDOM_TEST, 1, i, i % 2 ? bytes : CHM_MIN(bytes, 4096));
+        const uint8_t kept = data[at];
+        data[at] ^= (uint8_t)(1 << chm_below_at(12, CHM_RANDOM_TEST, 2, i, 8));
+        write_bytes(other, data, bytes);
+        const int status = chm_stream_load(r, m, other, &t);
+        data[at] = kept;
+        refused += status != CHM_OK;
+        if (status == CHM_OK) { /* what pads means nothing */
+            assert_int_equal(chm_stream_load(r, m, path, &s), CHM_OK);
+            assert_memory_equal(s->state.blob, t->state.blob, m->layout.bytes);
+            assert_int_equal(chm_stream_position(s), chm_stream_position(t));
+            chm_stream_close(s);
+            chm_stream_close(t);
+        }
+    }
+    assert_true(refused > 350);
+    /* of another model */
+    const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1};
+    snprintf(other, sizeof other, "%s/other.b158", scratch);
+    assert_int_equal(chm_init_model(r, card_path, &overlay, 6, other), CHM_OK);
+    chm_model *stranger = NULL;
+    assert_int_equal(chm_open(r, other, &overlay, false, &stranger), CHM_OK);
+    assert_int_equal(chm_stream_load(r, stranger, path, &t), CHM_E_DATA);
+    assert_non_null(strstr(chm_error(), "of another model"));
+    assert_int_equal(chm_stream_copy_file(path, path), CHM_E_CONFIG);
+    assert_int_equal(chm_stream_copy_file(other, path), CHM_E_DATA);
+    assert_int_equal(chm_stream_load(r, m, path, &t), CHM_OK);
+    assert_int_equal(chm_stream_save(t, "/nowhere/at/all.stream"), CHM_E_DATA);
+    chm_stream_close(t);
+    chm_close(stranger);
+    chm_free(data);
+    chm_close(m);
+    chm_runtime_destroy(r);
+}
+
 static void reading_allocates_nothing_once_warm(void **state) {
     (void)state;
     int32_t ids[TEXT];
@@ -763,6 +852,7 @@ int main(void) {
         cmocka_unit_test(threads_and_backends_give_the_same_bytes),
         cmocka_unit_test(a_prompt_may_be_split_anywhere),
         cmocka_unit_test(trees_equal_plain_reading),
+        cmocka_unit_test(saved_streams_go_on),
         cmocka_unit_test(reading_allocates_nothing_once_warm),
         cmocka_unit_test(a_seed_writes_one_text),
         cmocka_unit_test(generation_keeps_its_word),

@@ -45,6 +45,16 @@ static int encode_prompt(chm_stream *s, const void *prompt, size_t bytes, int32_
     return CHM_OK;
 }
 
+int chm_stream_read(chm_stream *s, const void *text, size_t bytes) {
+    int32_t *ids = NULL;
+    int64_t count = 0;
+    const float *logits = NULL;
+    int status = encode_prompt(s, text, bytes, &ids, &count);
+    if (status == CHM_OK && count > 0) status = chm_stream_feed(s, ids, count, &logits);
+    chm_free(ids);
+    return status;
+}
+
 int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, const chm_sampling *sampling,
                  int (*emit)(void *user, const void *text, size_t bytes), void *user, chm_generate_result *result) {
     const chm_model *m = s->model;

@@ -167,9 +167,18 @@ CHM_PUBLIC void chm_stream_restart(chm_stream *s);                     /* a new 
 CHM_PUBLIC int chm_stream_fork(const chm_stream *s, chm_stream **out); /* independent from here on */
 CHM_PUBLIC int64_t chm_stream_position(const chm_stream *s);
 CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s); /* of its state */
+/* To a file and back: state, position and the logits of the last token, in one size for each model, checksummed and
+ * bound to the model's file, weights and card. A loaded stream goes on as the saved one would have, to the byte.
+ * Atomic: what was at `path` stays until the new file is whole. */
+CHM_PUBLIC int chm_stream_save(const chm_stream *s, const char *path);
+CHM_PUBLIC int chm_stream_load(chm_runtime *r, chm_model *m, const char *path, chm_stream **out);
+CHM_PUBLIC int chm_stream_copy_file(const char *from, const char *to); /* of a saved stream, once found whole */
+CHM_PUBLIC int chm_stream_show(const char *path, chm_output format, FILE *out);
 /* Reads n tokens; logits of the last one (chm_vocab floats, the stream's until its next call) unless NULL. Splitting a
  * text over calls in any way gives the same bytes. */
 CHM_PUBLIC int chm_stream_feed(chm_stream *s, const int32_t *ids, int64_t n, const float **logits);
+/* Reads text: an end-of-text mark where the stream stands at 0 and the tokenizer has one, then its tokens. */
+CHM_PUBLIC int chm_stream_read(chm_stream *s, const void *text, size_t bytes);
 /* As feed, but logits of all n rows into the caller's n * chm_vocab floats. */
 CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n, float *logits);
 /* Tries n rows (1..4096) of a tree without moving the stream: parent[i] is an earlier row or -1 (the stream). Logits of
