@@ -137,8 +137,8 @@ void cli_message(const struct cli *c, const char *format, ...) /* stderr, unless
 void cli_verbose(const struct cli *c, const char *format, ...) /* the same, with --verbose only */
     __attribute__((format(printf, 2, 3)));
 int cli_close_stdout(int status); /* what was written must have arrived */
-/* Opens the model that is the first argument, with the overlay of the options; a failure is reported. */
-int cli_open_model(struct cli *c, chm_model **out);
+/* Opens the model that is the i-th argument, with the overlay of the options; a failure is reported. */
+int cli_open_model(struct cli *c, int i, chm_model **out);
 /* Progress: one line rewritten on a terminal, a line each time elsewhere. */
 void cli_progress(const struct cli *c, const char *line);
 void cli_progress_end(void);

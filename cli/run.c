@@ -152,7 +152,7 @@ static int run_run(struct cli *c) {
     chm_generate_result result = {.size = sizeof(result)};
     struct output output = {.terminal = isatty(STDOUT_FILENO)};
     const double begun = cli_now();
-    if ((status = cli_open_model(c, &model)) != CHM_OK) goto out;
+    if ((status = cli_open_model(c, 0, &model)) != CHM_OK) goto out;
     if ((status = cli_report(chm_stream_open(c->runtime, model, &stream))) != CHM_OK) goto out;
     chm_sampling_defaults(model, &sampling);
     fill_sampling(c, &sampling);
