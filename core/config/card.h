@@ -72,8 +72,8 @@ struct chm_card_options {
     bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
 };
 
-/* Loads, resolves and checks. `name`: a path, or the name of a card that comes with the library. On failure the sentence
- * names file:line, the key, the accepted set and the nearest name. */
+/* Loads, resolves and checks. `name`: a path, or the name of a card that comes with the library. On failure the
+ * sentence names file:line, the key, the accepted set and the nearest name. */
 int chm_card_load(const char *name, const struct chm_card_options *options, chm_card **out);
 /* The same from memory; `name` stands for the path in messages. Used for the card inside a .b158 and by the fuzzer. */
 int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,
