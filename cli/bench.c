@@ -35,7 +35,7 @@ static const struct cli_example examples[] = {
 
 static int run_bench(struct cli *c) {
     chm_model *model = NULL;
-    int status = cli_open_model(c, &model);
+    int status = cli_open_model(c, 0, &model);
     if (status != CHM_OK) return status;
     const chm_bench_options o = {.size = sizeof(o),
                                  .repeats = (int32_t)cli_get(c, "repeats")->integer,

@@ -8,7 +8,7 @@ static const struct cli_option options[] = {
 };
 
 static const struct cli_example examples[] = {
-    {"chimera check etc/chimera-nano.json", "is this card sound, and how big is its model"},
+    {"chimera check chimera-nano", "is this card sound, and how big is its model"},
     {"chimera check card.json --set gd.chunk_size=32 --resolved", "what a run would use, and why"},
 };
 
@@ -22,7 +22,8 @@ const struct cli_command cli_check = {
     .name = "check",
     .arguments = "CARD",
     .summary = "checks a model card: verdict, layers, parameters, bytes",
-    .text = "Values are taken from the card, then each --ini, then CHIMERA_* variables, then each --set.",
+    .text = "CARD is a file, or the name of a card that comes with Chimera (chimera doctor lists them).\n"
+            "Values are taken from the card, then each --ini, then CHIMERA_* variables, then each --set.",
     .min_arguments = 1,
     .max_arguments = 1,
     .options = options,

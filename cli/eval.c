@@ -1,6 +1,7 @@
 /* eval.c: chimera eval. */
 #include "cli.h"
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,7 @@ static const struct cli_option options[] = {
 static const struct cli_example examples[] = {
     {"chimera eval run/book/model.b158 --data held-out.txt", "bits per byte of a file"},
     {"chimera eval model.b158 --data held-out.txt -o json", "the same, for a program"},
+    {"chimera eval run/*/model.b158 --data held-out.txt -o md", "several models side by side, a row each"},
     {"chimera eval model.b158 --data short.txt --logits logits.f32", "keep every logit"},
 };
 
@@ -87,66 +89,115 @@ static int spool(const char **path, char *name, size_t n) {
     return CHM_OK;
 }
 
-static int print_result(const struct cli *c, const char *model, const chm_eval_result *r) {
+static void print_json(const struct cli *c, const char *model, const chm_eval_result *r, const char *kernels) {
+    fputs("\"model\": ", stdout);
+    cli_json_string(stdout, model);
+    fputs(", \"bits_per_byte\": ", stdout);
+    cli_json_real(stdout, r->bits_per_byte);
+    fputs(", \"nats\": ", stdout);
+    cli_json_real(stdout, r->nats);
+    printf(", \"bytes\": %lld, \"tokens\": %lld, \"tokens_per_second\": ", (long long)r->bytes, (long long)r->tokens);
+    cli_json_real(stdout, r->tokens_per_second);
+    fputs(", \"seconds\": ", stdout);
+    cli_json_real(stdout, r->seconds);
+    if (r->loop_count_mean > 0) {
+        fputs(", \"loop_count_mean\": ", stdout);
+        cli_json_real(stdout, r->loop_count_mean);
+    }
+    printf(", \"threads\": %d, \"kernels\": ", chm_runtime_threads(c->runtime));
+    cli_json_kernels(stdout, kernels);
+    putchar('}');
+}
+
+/* One model: its numbers. Several: a row each, in JSON an object each. */
+static int print_results(const struct cli *c, const chm_eval_result *results) {
+    const int n = c->argument_count;
     char *kernels = chm_kernels_used(c->runtime);
+    size_t width = 0;
     if (kernels == NULL) return cli_report(CHM_E_MEMORY);
+    for (int i = 0; i < n; i++)
+        if (strlen(c->arguments[i]) > width) width = strlen(c->arguments[i]);
     switch (cli_format(c)) {
     case CHM_OUTPUT_JSON:
-        fputs("{\"schema_version\": 1, \"model\": ", stdout);
-        cli_json_string(stdout, model);
-        fputs(", \"bits_per_byte\": ", stdout);
-        cli_json_real(stdout, r->bits_per_byte);
-        fputs(", \"nats\": ", stdout);
-        cli_json_real(stdout, r->nats);
-        printf(", \"bytes\": %lld, \"tokens\": %lld, \"tokens_per_second\": ", (long long)r->bytes,
-               (long long)r->tokens);
-        cli_json_real(stdout, r->tokens_per_second);
-        fputs(", \"seconds\": ", stdout);
-        cli_json_real(stdout, r->seconds);
-        if (r->loop_count_mean > 0) {
-            fputs(", \"loop_count_mean\": ", stdout);
-            cli_json_real(stdout, r->loop_count_mean);
-        }
-        printf(", \"threads\": %d, \"kernels\": ", chm_runtime_threads(c->runtime));
-        cli_json_kernels(stdout, kernels);
-        fputs("}\n", stdout);
+        fputs(n > 1 ? "{\"schema_version\": 1, \"models\": [" : "{\"schema_version\": 1, ", stdout);
         break;
     case CHM_OUTPUT_CSV:
-        printf(
-            "bits_per_byte,nats,bytes,tokens,tokens_per_second,seconds,kernels\n%.17g,%.17g,%lld,%lld,%.1f,%.3f,%s\n",
-            r->bits_per_byte, r->nats, (long long)r->bytes, (long long)r->tokens, r->tokens_per_second, r->seconds,
-            kernels);
+        puts("bits_per_byte,nats,bytes,tokens,tokens_per_second,seconds,kernels,model");
         break;
     case CHM_OUTPUT_MD:
-        printf("| bits per byte | nats | bytes | tokens | tokens/s | seconds |\n"
-               "| ---: | ---: | ---: | ---: | ---: | ---: |\n| %.4f | %.2f | %lld | %lld | %.1f | %.2f |\n",
-               r->bits_per_byte, r->nats, (long long)r->bytes, (long long)r->tokens, r->tokens_per_second, r->seconds);
+        puts("| model | bits per byte | nats | bytes | tokens | tokens/s | seconds |\n"
+             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
         break;
     case CHM_OUTPUT_TEXT:
-        printf("%.4f bits per byte\n%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n",
-               r->bits_per_byte, (long long)r->bytes, (long long)r->tokens, r->nats, r->seconds, r->tokens_per_second);
-        if (r->loop_count_mean > 0) printf("%.2f passes of the loop a token\n", r->loop_count_mean);
-        if (!cli_wants_timing(c)) cli_message(c, "kernels: %s", kernels);
+        if (n > 1) printf("%-*s  bits per byte       bytes      tokens   tokens/s\n", (int)width, "model");
         break;
     }
+    for (int i = 0; i < n; i++) {
+        const chm_eval_result *r = &results[i];
+        const char *model = c->arguments[i];
+        switch (cli_format(c)) {
+        case CHM_OUTPUT_JSON:
+            if (n > 1) fputs(i ? ",\n {" : "\n {", stdout);
+            print_json(c, model, r, kernels);
+            break;
+        case CHM_OUTPUT_CSV:
+            printf("%.17g,%.17g,%lld,%lld,%.1f,%.3f,%s,", r->bits_per_byte, r->nats, (long long)r->bytes,
+                   (long long)r->tokens, r->tokens_per_second, r->seconds, kernels);
+            cli_csv_string(stdout, model);
+            putchar('\n');
+            break;
+        case CHM_OUTPUT_MD:
+            fputs("| ", stdout);
+            for (const char *m = model; *m; m++) printf(*m == '|' ? "\\%c" : "%c", *m);
+            printf(" | %.4f | %.2f | %lld | %lld | %.1f | %.2f |\n", r->bits_per_byte, r->nats, (long long)r->bytes,
+                   (long long)r->tokens, r->tokens_per_second, r->seconds);
+            break;
+        case CHM_OUTPUT_TEXT:
+            if (n > 1)
+                printf("%-*s  %13.4f  %10lld  %10lld  %9.1f\n", (int)width, model, r->bits_per_byte,
+                       (long long)r->bytes, (long long)r->tokens, r->tokens_per_second);
+            else
+                printf("%.4f bits per byte\n%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n",
+                       r->bits_per_byte, (long long)r->bytes, (long long)r->tokens, r->nats, r->seconds,
+                       r->tokens_per_second);
+            if (n == 1 && r->loop_count_mean > 0) printf("%.2f passes of the loop a token\n", r->loop_count_mean);
+            break;
+        }
+    }
+    if (cli_format(c) == CHM_OUTPUT_JSON) puts(n > 1 ? "\n]}" : "");
+    if (cli_format(c) == CHM_OUTPUT_TEXT && !cli_wants_timing(c)) cli_message(c, "kernels: %s", kernels);
     chm_text_free(kernels);
     return CHM_OK;
+}
+
+/* Scores the i-th model; *load: the seconds it took to open. */
+static int eval_one(struct cli *c, int i, const chm_eval_options *o, chm_eval_result *result, double *load) {
+    chm_model *model = NULL;
+    const double begun = cli_now();
+    int status = cli_open_model(c, i, &model);
+    *load = cli_now() - begun;
+    if (status != CHM_OK) return status;
+    *result = (chm_eval_result){.size = sizeof(*result)};
+    status = cli_report(chm_eval(c->runtime, model, o, result));
+    chm_close(model);
+    return status;
 }
 
 static int run_eval(struct cli *c) {
     const struct cli_value *data = cli_get(c, "data");
     struct watch watch = {c, 0};
     cli_progress_due(&watch.shown); /* a short run says nothing */
-    chm_model *model = NULL;
-    const double begun = cli_now();
-    int status = cli_open_model(c, &model);
-    if (status != CHM_OK) return status;
-    const double opened = cli_now();
+    if (c->argument_count > 1 && cli_get(c, "logits")->given)
+        return cli_fail(CHM_E_CONFIG, "eval: --logits keeps the predictions of one model, and %d are named",
+                        c->argument_count);
     char(*names)[32] = calloc(data->count, sizeof(*names));
-    if (names == NULL) status = cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
+    chm_eval_result *results = calloc((size_t)c->argument_count, sizeof(*results));
+    double *loads = calloc((size_t)c->argument_count, sizeof(*loads));
+    int status = CHM_OK;
+    if (names == NULL || results == NULL || loads == NULL)
+        status = cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
     for (uint32_t i = 0; i < data->count && status == CHM_OK; i++)
         status = spool(&data->items[i], names[i], sizeof(*names));
-    if (status != CHM_OK) goto out;
     const chm_eval_options o = {.size = sizeof(o),
                                 .data_count = data->count,
                                 .data = data->items,
@@ -156,32 +207,34 @@ static int run_eval(struct cli *c) {
                                 .progress = on_progress,
                                 .user = &watch,
                                 .stop = &cli_stop};
-    chm_eval_result result = {.size = sizeof(result)};
-    cli_catch_interrupts();
-    status = chm_eval(c->runtime, model, &o, &result);
+    if (status == CHM_OK) cli_catch_interrupts();
+    for (int i = 0; i < c->argument_count && status == CHM_OK; i++) status = eval_one(c, i, &o, &results[i], &loads[i]);
     cli_progress_end();
-    status = status == CHM_OK ? print_result(c, c->arguments[0], &result) : cli_report(status);
+    if (status == CHM_OK) status = print_results(c, results);
     if (status == CHM_OK && cli_wants_timing(c)) {
         fflush(stdout);
-        cli_timing("load", "%.3f s", opened - begun);
-        cli_timing_rate("prefill", result.tokens, result.seconds);
+        for (int i = 0; i < c->argument_count; i++) {
+            if (c->argument_count > 1) cli_timing("model", "%s", c->arguments[i]);
+            cli_timing("load", "%.3f s", loads[i]);
+            cli_timing_rate("prefill", results[i].tokens, results[i].seconds);
+        }
         cli_timing_end(c, false);
     }
-out:
+    free(loads);
+    free(results);
     free(names);
-    chm_close(model);
     return status;
 }
 
 const struct cli_command cli_eval = {.name = "eval",
-                                     .arguments = "MODEL",
-                                     .summary = "scores a model on text: bits per byte",
+                                     .arguments = "MODEL...",
+                                     .summary = "scores models on text: bits per byte",
                                      .text =
                                          "Reads each file from a fresh state, predicting every token from those before "
                                          "it, in constant memory whatever the\n"
                                          "length. The number is the same for any --split, thread count and backend.",
                                      .min_arguments = 1,
-                                     .max_arguments = 1,
+                                     .max_arguments = INT_MAX,
                                      .options = options,
                                      .option_count = CLI_COUNT_OF(options),
                                      .examples = examples,

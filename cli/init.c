@@ -13,7 +13,7 @@ static const struct cli_option options[] = {
 };
 
 static const struct cli_example examples[] = {
-    {"chimera init etc/chimera-nano.json -o untrained.b158 --seed 1", "a model that has learnt nothing"},
+    {"chimera init chimera-nano -o untrained.b158 --seed 1", "a model that has learnt nothing"},
 };
 
 static int run_init(struct cli *c) {

@@ -147,9 +147,9 @@ int cli_read_text(const char *what, const char *path, char **text, size_t *bytes
     return CHM_OK;
 }
 
-int cli_open_model(struct cli *c, chm_model **out) {
+int cli_open_model(struct cli *c, int i, chm_model **out) {
     const chm_overlay overlay = cli_overlay(c);
-    return cli_report(chm_open(c->runtime, c->arguments[0], &overlay, false, out));
+    return cli_report(chm_open(c->runtime, c->arguments[i], &overlay, false, out));
 }
 
 int cli_close_stdout(int status) {

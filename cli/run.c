@@ -124,7 +124,7 @@ static int run_run(struct cli *c) {
     chm_generate_result result = {.size = sizeof(result)};
     struct output output = {.terminal = isatty(STDOUT_FILENO)};
     const double begun = cli_now();
-    if ((status = cli_open_model(c, &model)) != CHM_OK) goto out;
+    if ((status = cli_open_model(c, 0, &model)) != CHM_OK) goto out;
     const struct cli_value *from = cli_get(c, "state"), *to = cli_get(c, "save-state");
     status = from->given ? chm_stream_load(c->runtime, model, from->text, &stream)
                          : chm_stream_open(c->runtime, model, &stream);

@@ -199,23 +199,29 @@ static const char tokenizer_source[] =
 
 /* %s: the folder of the kind */
 static const char makefile[] =
-    "# make; make install (as root, or with DESTDIR). Needs a C compiler, pkg-config and Chimera's headers.\n"
+    "# make; make install, make uninstall (as root where Chimera is root's, or with DESTDIR). Needs a C compiler,\n"
+    "# pkg-config and Chimera's headers.\n"
     "# eval, because pkg-config quotes for a shell what has a space in it.\n"
     "CFLAGS ?= -O2 -g\n"
     "PKG_CONFIG ?= pkg-config\n"
     "\n"
     "@.so: @.c Makefile\n"
-    "\teval \"$(CC) -std=c17 -Wall -Wextra -ffp-contract=off $(CFLAGS) $$($(PKG_CONFIG) --cflags chimera)\" \\\n"
+    "\tflags=$$($(PKG_CONFIG) --cflags chimera) && \\\n"
+    "\t    eval \"$(CC) -std=c17 -Wall -Wextra -ffp-contract=off $(CFLAGS) $$flags\" \\\n"
     "\t    -fvisibility=hidden -fPIC -shared $(LDFLAGS) -o $@ $<\n"
     "\n"
     "install: @.so\n"
-    "\teval \"plugins=$$($(PKG_CONFIG) --variable=plugindir chimera)\" && \\\n"
+    "\tplugins=$$($(PKG_CONFIG) --variable=plugindir chimera) && eval \"plugins=$$plugins\" && \\\n"
     "\t    install -D -m 644 $< \"$(DESTDIR)$$plugins/%s/$<\"\n"
+    "\n"
+    "uninstall:\n"
+    "\tplugins=$$($(PKG_CONFIG) --variable=plugindir chimera) && eval \"plugins=$$plugins\" && \\\n"
+    "\t    rm -f \"$(DESTDIR)$$plugins/%s/@.so\"\n"
     "\n"
     "clean:\n"
     "\trm -f @.so\n"
     "\n"
-    ".PHONY: install clean\n";
+    ".PHONY: install uninstall clean\n";
 
 static const char meson_build[] =
     "# meson setup build && ninja -C build; build/@.so is the plugin.\n"
@@ -249,8 +255,7 @@ static const char readme_build[] = "\n"
 
 static const char layer_use[] =
     "    chimera layer test @ --plugin-path \"$PWD\"\n"
-    "    cards=$(pkg-config --variable=carddir chimera)\n"
-    "    chimera train $cards/chimera-nano.json --plugin-path \"$PWD\" --set backbone.layer_pattern=@ \\\n"
+    "    chimera train chimera-nano --plugin-path \"$PWD\" --set backbone.layer_pattern=@ \\\n"
     "        --data book.txt --seconds 60 --out run/@\n"
     "    chimera run run/@/model.b158 --plugin-path \"$PWD\" -p \"Once upon a time\"\n"
     "\n"
@@ -270,7 +275,7 @@ static const char tokenizer_use[] =
     "    chimera tokenizer show @ --plugin-path \"$PWD\"\n"
     "    chimera tokenizer encode @ letter.txt --plugin-path \"$PWD\" | chimera tokenizer decode @ - --plugin-path "
     "\"$PWD\"\n"
-    "    chimera train card.json --plugin-path \"$PWD\" --set tokenizer.type=@ --set vocab_size=259 \\\n"
+    "    chimera train chimera-nano --plugin-path \"$PWD\" --set tokenizer.type=@ --set vocab_size=259 \\\n"
     "        --set token_ids='[256, 257]' --data book.txt --seconds 60 --out run/@\n"
     "\n"
     "A model that was trained with it needs it wherever it runs.\n";

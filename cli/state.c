@@ -33,7 +33,7 @@ static int run_save(struct cli *c) {
     const struct cli_value *from = cli_get(c, "from");
     int status = cli_read_text("", c->arguments[1], &text, &bytes);
     if (status != CHM_OK) return status;
-    if ((status = cli_open_model(c, &model)) != CHM_OK) goto out;
+    if ((status = cli_open_model(c, 0, &model)) != CHM_OK) goto out;
     status = from->given ? chm_stream_load(c->runtime, model, from->text, &stream)
                          : chm_stream_open(c->runtime, model, &stream);
     if (status == CHM_OK) status = chm_stream_read(stream, text, bytes);
@@ -72,7 +72,7 @@ static const struct cli_example load_examples[] = {
 static int run_load(struct cli *c) {
     chm_model *model = NULL;
     chm_stream *stream = NULL;
-    int status = cli_open_model(c, &model);
+    int status = cli_open_model(c, 0, &model);
     if (status != CHM_OK) return status;
     status = cli_report(chm_stream_load(c->runtime, model, c->arguments[1], &stream));
     if (status == CHM_OK)

@@ -47,7 +47,7 @@ static const struct cli_option options[] = {
 };
 
 static const struct cli_example examples[] = {
-    {"chimera train etc/chimera-nano.json --data book.txt --out run/book --seconds 120",
+    {"chimera train chimera-nano --data book.txt --out run/book --seconds 120",
      "two minutes on one book; run/book/model.b158 is the model"},
     {"chimera train card.json --data a.txt b.txt --validation c.txt --out run/x --tokens 5M",
      "five million tokens of two files, scored on a third"},
@@ -166,7 +166,8 @@ const struct cli_command cli_train = {
             "that is\n"
             "rewritten on a terminal and a line each time elsewhere; DIR/log.jsonl keeps every report. Ctrl-C saves "
             "and ends\n"
-            "with code 130, --resume goes on from there. Without --seconds and --tokens the card's budget holds.",
+            "with code 130, --resume goes on from there. Without --seconds and --tokens the card's budget holds.\n"
+            "CARD is a file, or the name of a card that comes with Chimera (chimera doctor lists them).",
     .min_arguments = 1,
     .max_arguments = 1,
     .options = options,

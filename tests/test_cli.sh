@@ -105,7 +105,7 @@ expect 2 "no option '-x'" inspect -x
 expect 2 'CARD is missing' train
 expect 2 'one argument too many' check card.json other.json
 expect 2 '--out DIR is missing' train card.json --data text.txt
-expect 2 'write MODEL before it' eval --data text.txt model.b158
+expect 2 'write MODEL... before it' eval --data text.txt model.b158
 expect 2 'takes no value' inspect --verify=yes m
 expect 2 'needs a value' train card.json --data
 expect 2 'needs a value' train card.json --data --out x
@@ -303,6 +303,20 @@ fi
 for format in text csv md; do expect 0 '' eval model.b158 --data text.txt -o $format; done
 expect 0 '' eval model.b158 --data text.txt text.txt --data text.txt -o json
 json out "d['bytes'] == 3 * $(wc -c <text.txt)"
+# several models: the numbers each has alone, a row or an object each
+cp model.b158 'a|b, "c".b158'
+expect 0 '' eval model.b158 'a|b, "c".b158' --data text.txt -o json
+json out "d['schema_version'] == 1 and [m['model'] for m in d['models']] == ['model.b158', 'a|b, \"c\".b158']"
+bits=$(sed 's/.*"bits_per_byte": \([0-9.]*\).*/\1/' one.json)
+[ "$(grep -cF "\"bits_per_byte\": $bits," out)" -eq 2 ] && ok || bad 'eval of two models: other numbers than one has'
+for format in text csv md; do
+    expect 0 '' eval model.b158 'a|b, "c".b158' --data text.txt -o $format
+    [ "$(grep -c 'b158' out)" -eq 2 ] && ok || bad "eval of two models, -o $format: not a row each"
+done
+grep -qF '| a\|b, "c".b158 |' out && ok || bad 'eval -o md: a bar in a name is a column'
+expect 4 'nowhere.b158' eval model.b158 nowhere.b158 --data text.txt
+[ -s out ] && bad 'eval: half a report before a failure' || ok
+expect 2 'of one model, and 2 are named' eval model.b158 model.b158 --data text.txt --logits two.f32
 expect 4 'nowhere.txt' eval model.b158 --data text.txt nowhere.txt
 "$chimera" eval model.b158 --data - -o json <text.txt >out 2>err || bad 'eval of standard input'
 json out "d['bits_per_byte'] == json.load(open('one.json'))['bits_per_byte']"

@@ -40,7 +40,7 @@ made=$(cd "$build/cli" && printf '%s\n' chimera*.1 | wc -l)
 [ "$made" -eq $((${#verbs[@]} + 1)) ] && ok || bad "the build makes $made pages for ${#verbs[@]} commands"
 command -v mandoc >/dev/null || skip 'no mandoc: its lint has seen no page'
 command -v groff >/dev/null || skip 'no groff: man --warnings has seen no page'
-for words in '\\-\\-resume' 'EXIT STATUS' '.B 130' 'chimera train etc/chimera\\-nano'; do
+for words in '\\-\\-resume' 'EXIT STATUS' '.B 130' 'chimera train chimera\\-nano'; do
     grep -q -- "$words" chimera-train.1 && ok || bad "chimera-train.1 lacks $words"
 done
 grep -q 'chimera plugins show' chimera-plugins.1 && ok || bad 'chimera-plugins.1 lacks show'

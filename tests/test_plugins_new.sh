@@ -28,11 +28,7 @@ moved=$root$prefix
 sed -i "s|^prefix=.*|prefix=${moved// /\\\\ }|" "$pc"
 export PKG_CONFIG_PATH=${pc%/*}
 chimera=$(find "$root" -path '*/bin/chimera')
-# The command was built for another prefix: it is told where its own plugins are.
-plugins=$(find "$root" -type d -path '*/chimera/plugins')
-cards=$(dirname "$(find "$root" -name chimera-nano.json)")
-[ -x "$chimera" ] && [ -d "$plugins" ] && [ -d "$cards" ] && ok || bad 'the installation is not whole'
-export CHIMERA_PLUGIN_PATH=$plugins
+[ -x "$chimera" ] && ok || bad 'the installation is not whole'
 cd "$work" || exit 99
 
 # run CODE WORDS COMMAND...: its code, and words on its output
@@ -62,6 +58,19 @@ seq_len = 64
 batch_tokens = 512
 warmup_steps = 1
 INI
+
+# moved as a whole, it finds what came with it, and nothing of the build
+run 0 '' "$chimera" doctor -o json
+python3 - out "$root" <<'PY' && ok || bad 'a moved installation looks elsewhere'
+import json, sys
+doctor, root = json.load(open(sys.argv[1])), sys.argv[2] + '/'
+assert doctor['files'] and all(f['path'].startswith(root) for f in doctor['files'] + doctor['paths']), doctor['paths']
+assert doctor['cards']['directory'].startswith(root) and 'chimera-nano' in doctor['cards']['names'], doctor['cards']
+PY
+run 4 'go by their name: chimera-5.1 chimera-mini chimera-nano' "$chimera" check chimera-pico
+run 4 'go by their name' "$chimera" check etc/chimera-nano.json
+run 0 "$root" "$chimera" check chimera-nano
+run 0 "$root" "$chimera" check chimera-nano.json
 
 run 0 'mean/mean.c' "$chimera" plugins new mean --kind layer
 run 0 '' "$chimera" plugins new plain --kind backend --dir "a backend"
@@ -104,7 +113,7 @@ grep -q FAIL out && bad 'layer test mean' || ok
 for words in 'split' 'causality' 'gradient: parameter fade' 'gradient: state mean' 'fork'; do
     grep -q "^$words.* pass" out && ok || bad "layer test has no passing '$words'"
 done
-card=("$cards/chimera-nano.json" --ini small.ini --set backbone.layer_pattern=mean)
+card=(chimera-nano --ini small.ini --set backbone.layer_pattern=mean)
 run 0 'it can be trained and run' "$chimera" check "${card[@]}" "${mean[@]}"
 run 2 'expected number -20..1' "$chimera" check "${card[@]}" "${mean[@]}" --set mean.slowest=2
 run 0 'model.b158' "$chimera" train "${card[@]}" "${mean[@]}" --data text.txt --tokens 8K --out run
@@ -119,7 +128,7 @@ run 2 "no layer 'mean'" "$chimera" run run/model.b158 -p 'The quick' -n 20
 backend=(--plugin-path "$work/a backend")
 run 0 '' "$chimera" doctor "${backend[@]}" --backend plain
 grep -qE '^int8_matmul +plain' out && grep -qE '^quantise +scalar' out && ok || bad 'doctor does not give plain its slot'
-run 0 '' "$chimera" init "$cards/chimera-nano.json" -o nano.b158 --set quantization.embedding=int8
+run 0 '' "$chimera" init chimera-nano -o nano.b158 --set quantization.embedding=int8
 run 0 '' "$chimera" eval nano.b158 "${backend[@]}" --data text.txt --backend plain --logits plain.f32
 run 0 '' "$chimera" eval nano.b158 --data text.txt --backend scalar --logits scalar.f32
 [ -s plain.f32 ] && cmp -s plain.f32 scalar.f32 && ok || bad 'the backend gives other logits than scalar'
@@ -134,7 +143,7 @@ run 0 '' "$chimera" tokenizer encode letters binary "${letters[@]}"
 cp ../out ids
 run 0 '' "$chimera" tokenizer decode letters ids "${letters[@]}"
 cmp -s ../out binary && ok || bad 'the tokenizer changes bytes'
-card=("$cards/chimera-nano.json" --ini ../small.ini --set tokenizer.type=letters --set vocab_size=259 --set 'token_ids=[256, 257]')
+card=(chimera-nano --ini ../small.ini --set tokenizer.type=letters --set vocab_size=259 --set 'token_ids=[256, 257]')
 run 0 'letters' "$chimera" check "${card[@]}" "${letters[@]}"
 run 0 '' "$chimera" train "${card[@]}" "${letters[@]}" --data ../text.txt --tokens 4K --out run
 run 0 '' "$chimera" eval run/model.b158 "${letters[@]}" --data ../text.txt -o csv
@@ -145,7 +154,7 @@ cd .. || exit 99
 # ---- a file in the folder of another kind, and a card that asks a tokenizer for a layer
 mkdir -p wrong/layers && cp letters/letters.so wrong/layers/
 run 0 'is a tokenizer, and lies in the folder of layers' "$chimera" doctor --plugin-path "$work/wrong"
-run 2 "'letters' is a tokenizer" "$chimera" check "$cards/chimera-nano.json" "${letters[@]}" --set backbone.layer_pattern=letters
+run 2 "'letters' is a tokenizer" "$chimera" check chimera-nano "${letters[@]}" --set backbone.layer_pattern=letters
 
 # ---- installed, they need no path; uninstalled, they are gone
 if command -v make >/dev/null; then
@@ -153,9 +162,17 @@ if command -v make >/dev/null; then
     for name in mean plain letters; do
         found=$(find "$root" -path "*/plugins/*/$name.so")
         [ -n "$found" ] || bad "make install put $name.so nowhere"
-        CHIMERA_PLUGIN_PATH=${found%/*/*} run 0 "$name" "$chimera" plugins show "$name"
+        run 0 "$name" "$chimera" plugins show "$name"
     done
     run 0 '' "$chimera" run run/model.b158 -p 'The quick' -n 5
+    for place in mean 'a backend' letters; do run 0 '' make -C "$place" uninstall; done
+    for name in mean plain letters; do
+        [ -z "$(find "$root" -name "$name.so")" ] && ok || bad "make uninstall leaves $name.so"
+    done
+    run 2 "no layer 'mean'" "$chimera" run run/model.b158 -p 'The quick' -n 5
+    touch mean/mean.c # without the headers: pkg-config's sentence, and nothing built or installed anywhere
+    PKG_CONFIG_PATH=/nowhere PKG_CONFIG_LIBDIR=/nowhere run 2 "Package 'chimera'" make -C mean install DESTDIR="$work/stray"
+    [ ! -e "$work/stray" ] && ok || bad 'make install without chimera.pc installed something'
 fi
 
 echo "$passed passed, $failed failed, $skipped skipped"

@@ -1,6 +1,10 @@
 /* card.c: loading a card, and what the rest of the library asks of it. */
 #include "config/card_internal.h"
+#include "plugin/search.h"
+
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- loading ---- */
 
@@ -139,13 +143,46 @@ out:
     return status;
 }
 
-int chm_card_load(const char *path, const struct chm_card_options *options, chm_card **out) {
+static bool is_missing(const char *path) {
+    struct stat st;
+    return stat(path, &st) != 0 ? errno == ENOENT : S_ISDIR(st.st_mode);
+}
+
+/* A card is named by its path; one that came with the library also by its name. *path: where it is; chm_free() it. */
+static int find_card(const char *name, char **path) {
+    chm_string names = {0};
+    int status = CHM_OK;
+    *path = chm_strdup(name);
+    if (!*path || !is_missing(name)) return *path ? CHM_OK : CHM_E_MEMORY;
+    const bool is_name = strchr(name, '/') == NULL;
+    char *directory = chm_shipped_cards(&names);
+    for (int i = 0; directory && *path && is_name && i < 2 && is_missing(*path); i++) {
+        chm_free(*path);
+        *path = chm_format("%s/%s%s", directory, name, i ? "" : ".json");
+    }
+    if (!directory || !*path || names.failed)
+        status = chm_fail(CHM_E_MEMORY, "%s: out of memory while looking for the card", name);
+    else if (!is_name || is_missing(*path))
+        status = chm_fail(CHM_E_DATA, "%s: no such file; cards in %s go by their name: %s", name, directory,
+                          names.length > 0 ? names.text : "there is none");
+    if (status) {
+        chm_free(*path);
+        *path = NULL;
+    }
+    chm_free(directory);
+    chm_string_finish(&names);
+    return status;
+}
+
+int chm_card_load(const char *name, const struct chm_card_options *options, chm_card **out) {
     *out = NULL;
-    char *text = NULL;
+    char *text = NULL, *path = NULL;
     size_t bytes = 0;
-    int status = chm_read_file(path, CHM_CARD_MAX_BYTES, &text, &bytes);
+    int status = find_card(name, &path);
+    if (status == CHM_OK) status = chm_read_file(path, CHM_CARD_MAX_BYTES, &text, &bytes);
     if (status == CHM_OK) status = chm_card_parse(path, text, bytes, options, out);
     chm_free(text);
+    chm_free(path);
     return status;
 }
 
@@ -158,6 +195,7 @@ void chm_card_destroy(chm_card *card) {
 
 /* ---- asking ---- */
 
+const char *chm_card_name(const chm_card *card) { return card->name; }
 const chm_model_config *chm_card_model(const chm_card *card) { return &card->model; }
 const chm_train_config *chm_card_train(const chm_card *card) { return &card->train; }
 const char *const *chm_card_unbuilt(const chm_card *card) { return card->unbuilt; }

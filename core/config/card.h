@@ -86,9 +86,9 @@ struct chm_card_options {
     bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
 };
 
-/* Loads, resolves and checks. On failure the sentence names file:line, the key, the accepted set and the nearest name.
- */
-int chm_card_load(const char *path, const struct chm_card_options *options, chm_card **out);
+/* Loads, resolves and checks. `name`: a path, or the name of a card that comes with the library. On failure the
+ * sentence names file:line, the key, the accepted set and the nearest name. */
+int chm_card_load(const char *name, const struct chm_card_options *options, chm_card **out);
 /* The same from memory; `name` stands for the path in messages. Used for the card inside a .b158 and by the fuzzer. */
 int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,
                    chm_card **out);
@@ -97,6 +97,7 @@ void chm_card_destroy(chm_card *card);
  * wrong; the caller's to free. */
 int chm_card_environment(const chm_registry *registry, char **problems);
 
+const char *chm_card_name(const chm_card *card); /* its path, or what stood for that */
 const chm_model_config *chm_card_model(const chm_card *card);
 const chm_train_config *chm_card_train(const chm_card *card);
 /* A resolved value as JSON text ("350M" as 350000000), and where it came from ("card.json:41", "default", "--set");

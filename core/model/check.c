@@ -326,8 +326,8 @@ static void heading(FILE *out, chm_output format, const char *text) {
     fprintf(out, format == CHM_OUTPUT_MD ? "\n## %s\n\n" : "\n%s\n", text);
 }
 
-static int write_check(const char *path, const chm_card *card, check_report *c, bool resolved, chm_output format,
-                       FILE *out) {
+static int write_check(const chm_card *card, check_report *c, bool resolved, chm_output format, FILE *out) {
+    const char *path = chm_card_name(card);
     const chm_model_config *config = chm_card_model(card);
     const char *const *unbuilt = chm_card_unbuilt(card);
     const bool complete = c->missing_mixers + c->missing_ffns == 0, usable = c->obstacle.text == NULL;
@@ -425,7 +425,7 @@ int chm_check(chm_runtime *r, const char *path, const chm_overlay *overlay, bool
     chm_declared_findings(card, &c.figures, &c.findings);
     if ((status = find_obstacle(r, path, &options, &c)) != CHM_OK) goto out;
     if (resolved && (status = collect_values(card, format, &c)) != CHM_OK) goto out;
-    status = write_check(path, card, &c, resolved, format, out);
+    status = write_check(card, &c, resolved, format, out);
 out:
     chm_table_finish(&c.layers);
     chm_table_finish(&c.parts);

@@ -456,7 +456,9 @@ int chm_registry_init(chm_registry *r, const struct chm_registry_options *option
     if (!status) status = search_path(r, secure_getenv("CHIMERA_PLUGIN_PATH"), "CHIMERA_PLUGIN_PATH");
     const char *build = chm_build_tree_plugins();
     if (!status && build) status = search_directory(r, build, "build tree", 0);
-    if (!status) status = search_directory(r, chm_installed_plugins(), "install directory", 0);
+    char *installed = status ? NULL : chm_installed_plugins();
+    if (!status) status = installed ? search_directory(r, installed, "install directory", 0) : CHM_E_MEMORY;
+    chm_free(installed);
     if (status) chm_registry_finish(r);
     return status;
 }

@@ -1,6 +1,7 @@
 /* report.c: `chimera plugins list`, `chimera plugins show` and `chimera doctor`. */
 #include "plugin/report.h"
 #include "base/table.h"
+#include "plugin/search.h"
 
 #include <jansson.h>
 #include <string.h>
@@ -283,8 +284,13 @@ static bool next_line(const char **at, char *line, size_t n) {
     return true;
 }
 
+struct cards {
+    char *directory;
+    chm_string names;
+};
+
 static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, const char *problem,
-                       const char *environment, FILE *out) {
+                       const struct cards *cards, const char *environment, FILE *out) {
     char line[1024];
     json_t *variables = json_array();
     json_t *report = json_object(), *paths = json_array(), *files = json_array(), *kernels = json_array();
@@ -333,6 +339,9 @@ static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, c
     json_object_set_new(report, "environment", variables);
     json_object_set_new(report, "paths", paths);
     json_object_set_new(report, "files", files);
+    json_object_set_new(
+        report, "cards",
+        json_pack("{s:o, s:o}", "directory", text_or_null(cards->directory), "names", words(cards->names.text)));
     json_object_set_new(report, "kernels", kernels);
     put(report, "problem", problem);
     return print_json(report, out);
@@ -372,7 +381,7 @@ static int print_entries(const chm_registry *r, bool directories, FILE *out, chm
 
 /* Everything in one table: which part, what, how it is, and more about it. */
 static int doctor_csv(const chm_registry *r, const chm_kernel_choice *choice, const char *problem,
-                      const char *environment, FILE *out) {
+                      const struct cards *cards, const char *environment, FILE *out) {
     char text[1024];
     chm_table t;
     chm_table_init(&t);
@@ -402,6 +411,7 @@ static int doctor_csv(const chm_registry *r, const chm_kernel_choice *choice, co
     for (size_t i = 0; !problem && i < choice->slots; i++)
         ROW("kernel", choice->slot[i], choice->backend[i], choice->exact[i] ? "exact" : "training");
     if (problem) ROW("kernel", "", "none", problem);
+    ROW("cards", cards->directory, cards->names.text ? cards->names.text : "", "");
 #undef ROW
     int status = chm_table_print(&t, CHM_OUTPUT_CSV, out);
     chm_table_finish(&t);
@@ -414,12 +424,17 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, co
     char cpu[256], line[1024], *problem = NULL;
     int verdict = chm_kernels_choose(r, force, require, &choice), status;
     if (verdict && !(problem = chm_strdup(chm_error()))) return CHM_E_MEMORY;
+    struct cards cards = {0};
+    if (!(cards.directory = chm_shipped_cards(&cards.names))) {
+        status = CHM_E_MEMORY;
+        goto out;
+    }
     if (format == CHM_OUTPUT_JSON) {
-        status = doctor_json(r, &choice, problem, environment, out);
+        status = doctor_json(r, &choice, problem, &cards, environment, out);
         goto out;
     }
     if (format == CHM_OUTPUT_CSV) {
-        status = doctor_csv(r, &choice, problem, environment, out);
+        status = doctor_csv(r, &choice, problem, &cards, environment, out);
         goto out;
     }
     bool md = format == CHM_OUTPUT_MD;
@@ -446,6 +461,8 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, co
         if (!is_loaded(r, optional[i].kind, optional[i].name))
             fprintf(out, "%s%s %s is not there: it is built where %s is installed\n", md ? "\n" : "",
                     chm_kind_name(optional[i].kind), optional[i].name, optional[i].needs);
+    fprintf(out, "%sCards%s", section, after);
+    fprintf(out, "%s: %s\n", cards.directory, cards.names.text ? cards.names.text : "none");
     fprintf(out, "%sKernels%s", section, after);
     if (problem) {
         fprintf(out, "%s\n", problem);
@@ -466,5 +483,7 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, co
 out:
     if (!status && verdict) status = chm_fail(verdict, "%s", problem);
     chm_free(problem);
+    chm_free(cards.directory);
+    chm_string_finish(&cards.names);
     return status;
 }

@@ -1,7 +1,8 @@
-/* search.c: where plugins are looked for by default. The only file that knows where it was built. */
+/* search.c: where plugins and cards are looked for by default. The only file that knows where it was built. */
 #include "plugin/search.h"
 #include "plugin/build_paths.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,20 +14,23 @@ static const char *below(const char *path, const char *directory) {
     return strncmp(path, directory, n) == 0 && path[n] == '/' ? path + n + 1 : NULL;
 }
 
+/* The file this code was loaded from; free() it. A library is known by its whole path; the main program by argv[0],
+ * which may be anything. */
+static char *own_file(void) {
+    Dl_info info;
+    if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return NULL;
+    return realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", NULL);
+}
+
 /*
  * A library belongs to the build tree when the file it was loaded from (or the program it is linked into) lies where
  * the build puts such files: at most two folders down. An installation that happens to be staged inside the build
  * directory (DESTDIR, a prefix of its own) is deeper or beside the installed plugins, and does not count.
  */
 const char *chm_build_tree_plugins(void) {
-    Dl_info info;
     const char *found = NULL;
-    char *self = NULL, *root = NULL, *installed = NULL;
-    if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return NULL;
-    /* A library is known by its whole path; the main program by argv[0], which may be anything. */
-    self = realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", NULL);
-    root = realpath(CHM_BUILD_ROOT, NULL);
-    installed = realpath(CHM_INSTALLED_PLUGINS "/../..", NULL);
+    char *self = own_file(), *root = realpath(CHM_BUILD_ROOT, NULL);
+    char *installed = realpath(CHM_INSTALLED_PLUGINS "/../..", NULL);
     if (!self || !root) goto out;
     const char *rest = below(self, root);
     if (!rest || (installed && below(self, installed))) goto out;
@@ -40,4 +44,42 @@ out:
     return found;
 }
 
-const char *chm_installed_plugins(void) { return CHM_INSTALLED_PLUGINS; }
+/*
+ * `below` of the prefix in use: what lies above the library, since an installation may be moved as a whole (a package's
+ * DESTDIR, an archive unpacked elsewhere). A library that does not lie where an installed one does (linked into a
+ * program, a libdir outside of the prefix) gets `configured`.
+ */
+static char *in_prefix(const char *below, const char *configured) {
+    char *self = own_file(), *end = self ? strrchr(self, '/') : NULL, *found = NULL;
+    const size_t n = strlen("/" CHM_LIBDIR);
+    if (end && (size_t)(end - self) >= n && strncmp(end - n, "/" CHM_LIBDIR, n) == 0 && below[0] != '/')
+        found = chm_format("%.*s/%s", (int)(end - n - self), self, below);
+    else
+        found = chm_strdup(configured);
+    free(self);
+    return found;
+}
+
+char *chm_installed_plugins(void) { return in_prefix(CHM_LIBDIR "/chimera/plugins", CHM_INSTALLED_PLUGINS); }
+
+/* ---- cards ---- */
+
+static int json_files(const struct dirent *e) {
+    const size_t n = strlen(e->d_name);
+    return n > 5 && e->d_name[0] != '.' && strcmp(e->d_name + n - 5, ".json") == 0;
+}
+
+static int by_bytes(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+
+char *chm_shipped_cards(chm_string *names) {
+    char *directory = chm_build_tree_plugins() ? chm_strdup(CHM_SOURCE_CARDS)
+                                               : in_prefix(CHM_DATADIR "/chimera", CHM_INSTALLED_CARDS);
+    struct dirent **list = NULL;
+    const int n = directory ? scandir(directory, &list, json_files, by_bytes) : 0;
+    for (int i = 0; i < n; i++) {
+        chm_string_add(names, "%s%.*s", i ? " " : "", (int)strlen(list[i]->d_name) - 5, list[i]->d_name);
+        free(list[i]);
+    }
+    free(list);
+    return directory;
+}

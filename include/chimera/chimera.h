@@ -65,7 +65,8 @@ typedef struct chm_overlay {
     const char *const *ini;
     const char *const *set; /* "section.key=value" */
 } chm_overlay;
-/* Checks a card: the verdict, the layer table, parameters and bytes per part, what is checked but not built.
+/* Wherever a card is asked for: its path, or the name of one that comes with the library ("chimera-nano").
+ * Checks a card: the verdict, the layer table, parameters and bytes per part, what is checked but not built.
  * resolved: every value with its origin too. A refused card: CHM_E_CONFIG. */
 CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *overlay, bool resolved, chm_output format,
                          FILE *out);
