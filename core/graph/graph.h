@@ -26,7 +26,8 @@ struct chm_param {
     uint32_t stream;        /* Philox stream of its initialiser */
 
     float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */
-    float *grad;                 /* training only */
+    float *grad;                 /* training only; NULL for CHM_ROLE_OWN */
+    float *tally;                /* training, CHM_ROLE_OWN: what the passes of a step add up */
     float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
     struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY */
     struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */
