@@ -246,7 +246,7 @@ static void resolve_layers(chm_card *card) {
 
 static void resolve_moe(chm_card *card) {
     int64_t layers = 0, experts, chosen;
-    if (!is_on(card, "backbone.moe.enabled") || !whole(card, "num_hidden_layers", &layers)) return;
+    if (card->one_layer || !is_on(card, "backbone.moe.enabled") || !whole(card, "num_hidden_layers", &layers)) return;
     chm_value *list = list_of(card, "backbone.moe.layers");
     if (!list) {
         if (!chm_card_find(card, "backbone.moe.layers"))

@@ -119,8 +119,9 @@ struct chm_option {
     const char *name;
     enum chm_option_type type;
     size_t offset;
-    const char *def;     /* default, as text in JSON spelling: "256", "true", "mlstm", "[64, 64]" */
-    double min, max;     /* numbers and list items; both 0: any. list_min, list_max: the same for the length */
+    const char *def; /* default, as text in JSON spelling: "256", "true", "mlstm", "[64, 64]"; NULL: a text or a list
+                        stays empty, a key that is only checked stays unset */
+    double min, max; /* numbers and list items; both 0: any. list_min, list_max: the same for the length */
     const char *choices; /* "a|b|c" */
     const char *doc;     /* one sentence: meaning, unit, source */
     int32_t list_min, list_max;
