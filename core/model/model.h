@@ -50,6 +50,11 @@ int chm_model_allocate(chm_model *m);
 int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
+/* What layers change by rules of their own, once the optimiser has moved the rest, from what the passes of the step
+ * tallied; `report` (NULL: nobody listens) gets their numbers for the log. Clears the tallies. */
+typedef void (*chm_layer_report)(void *user, const char *part, const char *name, int64_t count, const float *value);
+void chm_model_after_step(chm_model *m, chm_layer_report report, void *user);
+void chm_model_clear_tallies(chm_model *m);
 /* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
  * want[r] is set get logits (NULL: all rows), the result has as many rows. */
 chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want);
