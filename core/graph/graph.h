@@ -23,6 +23,7 @@ struct chm_param {
     int64_t count, out, in; /* out = shape[0], in = count / out */
     int layer;              /* -1: not in a layer */
     bool decay;             /* weight decay applies */
+    bool expert;            /* a matrix of a mixture of experts: lies in the model's second file */
     uint32_t stream;        /* Philox stream of its initialiser */
 
     float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */

@@ -228,6 +228,9 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
                                  .in_loop = config->in_loop[index]};
     const int declared = s.status ? s.status : layer->ops->declare(layer->self, &s.declare, &info);
     layer->params = m->params - layer->first_param;
+    const bool mixture = !strcmp(part, "ffn") && !strcmp(config->ffn[index], "moe");
+    for (int i = layer->first_param; mixture && i < m->params; i++)
+        m->param[i]->expert = m->param[i]->role == CHM_ROLE_TERNARY;
     if (s.status) return s.status;
     if (declared) return chm_fail(CHM_E_PLUGIN, "%s: plugin %s failed to declare itself", s.part, layer->plugin->name);
     return CHM_OK;
@@ -304,6 +307,8 @@ void chm_model_destroy(chm_model *m) {
     if (!m) return;
     chm_safetensors_destroy(m->file);
     chm_map_close(&m->map);
+    chm_safetensors_destroy(m->experts);
+    chm_map_close(&m->experts_map);
     chm_free(m->storage);
     chm_free(m->path);
     chm_arena_finish(&m->arena);
