@@ -146,6 +146,31 @@ static chm_tensor *build_slice(chm_graph *g, chm_tensor *const *in, chm_param *c
     chm_tensor *a = chm_slice(g, in[0], option, 3);
     return chm_mul(g, a, chm_slice(g, in[0], 0, 3)); /* overlapping: gradients add up */
 }
+/* Rows 3 i mod rows: some twice, some never. */
+static chm_tensor *build_gather(chm_graph *g, chm_tensor *const *in, chm_param *const *p, int option) {
+    (void)p;
+    int32_t *row = chm_memory(g, (size_t)option * sizeof *row);
+    for (int i = 0; row && i < option; i++) row[i] = (int32_t)(3 * i % in[0]->rows);
+    return row ? chm_gather_rows(g, in[0], row, option) : NULL;
+}
+/* Option 0: base, weights and rows; 1: no base; 2: no weights. The parts: none, all rows, all backwards, none, and the
+ * first and the last row in turns. */
+static chm_tensor *build_scatter(chm_graph *g, chm_tensor *const *in, chm_param *const *p, int option) {
+    (void)p;
+    chm_tensor *base = option == 1 ? NULL : in[0], *weight = option == 2 ? NULL : in[option == 1 ? 0 : 1];
+    chm_tensor *x = in[option ? 1 : 2];
+    const int32_t rows = (int32_t)x->rows, most = 3 * rows + 1;
+    int32_t *row = chm_memory(g, (size_t)most * sizeof *row), *column = chm_memory(g, (size_t)most * sizeof *column);
+    if (!row || !column) return NULL;
+    for (int32_t i = 0; i < most; i++) {
+        row[i] = i < rows ? i : i < 2 * rows ? 2 * rows - 1 - i : (i % 2 ? rows - 1 : 0);
+        column[i] = weight ? (int32_t)(i % weight->width) : 0;
+    }
+    chm_tensor *const part[] = {chm_gather_rows(g, x, row, 0), chm_gather_rows(g, x, row, rows),
+                                chm_gather_rows(g, x, row + rows, rows), chm_silu(g, chm_gather_rows(g, x, row, 0)),
+                                chm_silu(g, chm_gather_rows(g, x, row + 2 * rows, rows + 1))};
+    return chm_scatter_rows(g, base, part, CHM_ARRAY_COUNT(part), row, weight, column);
+}
 static void square_sum(const void *self, int64_t rows, const int64_t *width, const float *const *in, int64_t out_width,
                        float *out) {
     (void)self, (void)out_width;
@@ -216,6 +241,12 @@ static const struct op_case cases[] = {
     {"swiglu of many", build_swiglu, 0, {{300, 31}, {300, 31}}, {{0, 0}}, 0},
     {"concat", build_concat, 0, {{5, 1}, {5, 7}, {5, 3}}, {{0, 0}}, 0},
     {"slice", build_slice, 2, {{5, 7}}, {{0, 0}}, 0},
+    {"gather", build_gather, 7, {{5, 6}}, {{0, 0}}, 0},
+    {"gather of many", build_gather, 150, {{70, 130}}, {{0, 0}}, 0},
+    {"scatter", build_scatter, 0, {{9, 5}, {9, 3}, {9, 5}}, {{0, 0}}, 0},
+    {"scatter of many", build_scatter, 0, {{70, 130}, {70, 2}, {70, 130}}, {{0, 0}}, 0},
+    {"scatter without base", build_scatter, 1, {{9, 3}, {9, 5}}, {{0, 0}}, 0},
+    {"scatter without weights", build_scatter, 2, {{9, 5}, {9, 5}}, {{0, 0}}, 0},
     {"an operator of one's own", build_apply, 0, {{70, 7}, {70, 1}}, {{0, 0}}, 0},
 };
 
@@ -361,6 +392,93 @@ static void test_gradients(void **state) {
         chm_free(s.weight);
         chm_context_destroy(s.context);
     }
+}
+
+/* Every order of adding gives other bytes; here it is base, then parts, then rows, on any number of threads. */
+static void test_rows(void **state) {
+    (void)state;
+    enum { ROWS = 300, WIDE = 200, TIMES = 5, PIECES = TIMES + 1 };
+    static const chm_state_layout none;
+    static int32_t parent[ROWS], row[TIMES * ROWS], column[TIMES * ROWS];
+    static int64_t position[ROWS];
+    float *x = array(ROWS * WIDE), *w = array(ROWS * 2), *want = array(ROWS * WIDE), *dx = array(ROWS * WIDE);
+    float *dw = array(ROWS * 2);
+    chm_normals(1, CHM_RANDOM_TEST, 1, ROWS * WIDE, x);
+    chm_normals(1, CHM_RANDOM_TEST, 2, ROWS * 2, w);
+    for (int r = 0; r < ROWS; r++) {
+        parent[r] = r ? r - 1 : ~0;
+        position[r] = r;
+    }
+    for (uint64_t i = 0; i < TIMES * ROWS; i++) {
+        row[i] = (int32_t)chm_below_at(1, CHM_RANDOM_TEST, 3, i, ROWS / 2);
+        column[i] = (int32_t)(i % 2);
+    }
+    memcpy(want, x, ROWS * WIDE * sizeof *want);
+    for (int i = 0; i < TIMES * ROWS; i++)
+        for (int k = 0; k < WIDE; k++) {
+            const float product = w[2 * row[i] + column[i]] * x[row[i] * WIDE + k];
+            want[row[i] * WIDE + k] += product;
+        }
+    for (int threads = 1; threads <= 4; threads++) {
+        chm_pool *pool = NULL;
+        chm_context *c = NULL;
+        assert_int_equal(chm_pool_create(threads, &pool), CHM_OK);
+        assert_int_equal(chm_context_create(&runtime->kernels.kernels, pool, &none, eps, &c), CHM_OK);
+        const chm_rows plan = {ROWS, parent, position};
+        assert_int_equal(chm_context_begin(c, &plan, NULL, 1, CHM_PASS_TRAIN), CHM_OK);
+        chm_graph *g = chm_context_graph(c);
+        chm_tensor *in = chm_input(c, ROWS, WIDE, x, CHM_TENSOR_GRAD);
+        chm_tensor *weight = chm_input(c, ROWS, 2, w, CHM_TENSOR_GRAD), *part[PIECES];
+        for (int p = 0, at = 0; p < PIECES; p++) {
+            const int rows = p == 2 ? 0 : ROWS;
+            part[p] = chm_gather_rows(g, in, row + at, rows);
+            at += rows;
+        }
+        chm_tensor *y = chm_scatter_rows(g, in, part, PIECES, row, weight, column);
+        if (!y) fail_msg("%s", chm_error());
+        assert_memory_equal(y->data, want, ROWS * WIDE * sizeof *want);
+        memcpy(g->ops->grad(g, y), x, ROWS * WIDE * sizeof *x);
+        assert_int_equal(chm_backward(c), CHM_OK);
+        if (threads == 1) {
+            memcpy(dx, in->grad, ROWS * WIDE * sizeof *dx);
+            memcpy(dw, weight->grad, ROWS * 2 * sizeof *dw);
+        }
+        assert_memory_equal(in->grad, dx, ROWS * WIDE * sizeof *dx);
+        assert_memory_equal(weight->grad, dw, ROWS * 2 * sizeof *dw);
+        chm_context_destroy(c);
+        chm_pool_destroy(pool);
+    }
+    float *const all[] = {x, w, want, dx, dw};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(all); i++) chm_free(all[i]);
+}
+
+/* A parameter of the layer's own: no gradient, and a tally in passes that train. */
+static void test_tally(void **state) {
+    (void)state;
+    static const chm_state_layout none;
+    chm_context *c = make_context(&none);
+    chm_graph *g = chm_context_graph(c);
+    chm_param p;
+    make_param(&p, 1, (int64_t[]){6}, 1);
+    p.role = CHM_ROLE_OWN;
+    p.tally = p.grad;
+    p.grad = NULL;
+    static const int32_t parent[2] = {~0, 0};
+    static const int64_t position[2] = {0, 1};
+    const chm_rows plan = {2, parent, position};
+    assert_int_equal(chm_context_begin(c, &plan, NULL, 1, 0), CHM_OK);
+    assert_null(chm_tally(g, &p));
+    assert_int_equal(chm_context_begin(c, &plan, NULL, 1, CHM_PASS_TRAIN), CHM_OK);
+    assert_ptr_equal(chm_tally(g, &p), p.tally);
+    chm_tensor *x = chm_input(c, 2, 6, p.value, CHM_TENSOR_GRAD), *y = chm_mul(g, x, chm_param_tensor(g, &p));
+    assert_non_null(y);
+    g->ops->grad(g, y)[0] = 1;
+    assert_int_equal(chm_backward(c), CHM_OK);
+    assert_true(x->grad[0] == p.value[0]);
+    for (int i = 0; i < 6; i++) assert_true(p.tally[i] == 0);
+    p.grad = p.tally;
+    free_param(&p);
+    chm_context_destroy(c);
 }
 
 /* ---- packed linears: straight through, with what the forward pass used ---- */
@@ -794,6 +912,21 @@ static void test_refused_operators(void **state) {
     REFUSED(chm_recur(g, &stepping, NULL, &z, NULL, NULL, 2, 3), CHM_E_CONFIG,
             "stepping: input 0 is [2, 5], the pass has 2 rows and 2 heads");
 
+    static const int32_t rows[] = {0, 2, -1, 1, 0, 1}, columns[] = {0, 6, -1, 1, 0, 0};
+    REFUSED(chm_gather_rows(g, x, rows, 2), CHM_E_PLUGIN, "layers.0.mixer: gather_rows names row 2 of 2");
+    REFUSED(chm_gather_rows(g, x, rows + 2, 1), CHM_E_PLUGIN, "gather_rows names row -1 of 2");
+    REFUSED(chm_gather_rows(g, x, NULL, 1), CHM_E_PLUGIN, "gather_rows of 1 rows and no list");
+    REFUSED(chm_scatter_rows(g, x, &x, 1, rows, NULL, NULL), CHM_E_PLUGIN, "scatter_rows names row 2 of 2");
+    REFUSED(chm_scatter_rows(g, NULL, &x, 1, rows + 4, x, columns), CHM_E_PLUGIN,
+            "scatter_rows names column 6 of 6 weights");
+    REFUSED(chm_scatter_rows(g, NULL, &x, 1, rows + 4, x, columns + 2), CHM_E_PLUGIN, "names column -1 of 6 weights");
+    REFUSED(chm_scatter_rows(g, NULL, &x, 1, rows + 4, NULL, NULL), CHM_E_PLUGIN, "needs a part, and a base");
+    REFUSED(chm_scatter_rows(g, x, NULL, 0, rows, NULL, NULL), CHM_E_PLUGIN, "needs a part, and a base");
+    REFUSED(chm_scatter_rows(g, x, &x, 1, rows + 4, chm_input(c, 1, 1, NULL, 0), columns), CHM_E_PLUGIN,
+            "weights with as many rows");
+    REFUSED(chm_scatter_rows(g, x, (chm_tensor *[]){x, z}, 2, rows, NULL, NULL), CHM_E_CONFIG,
+            "scatter_rows of 5 columns among 6");
+
     /* in a loop */
     begin_two(c, 0);
     chm_context_loop(c, 2);
@@ -927,6 +1060,8 @@ static void test_out_of_memory(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_tally),
         cmocka_unit_test(test_packed_linear),
         cmocka_unit_test(test_embedding_and_loss),
         cmocka_unit_test(test_trees),

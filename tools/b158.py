@@ -5,8 +5,9 @@ A .b158 is a safetensors file. `encoding.NAME` in its metadata says how paramete
   t2;out=O;in=I;group=G  NAME.codes and NAME.scales: 2-bit codes of -1, 0, +1 in tiles of 16 rows
   i8;out=O;in=I;block=B  NAME.q and NAME.scale: int8, one scale a row, rows padded to whole blocks
   f32                    NAME as it is
+A model with a mixture of experts has their matrices in a second file beside it, named by `experts` in the metadata.
 """
-import json, signal, sys
+import json, os, signal, sys
 
 import numpy as np
 
@@ -47,6 +48,9 @@ def decode(path):
                 parameters[name] = tensors[name + ".q"][:, :field["in"]] * tensors[name + ".scale"][:, None]
             else:
                 parameters[name] = tensors[name]
+    if "experts" in metadata:
+        beside = [os.path.join(os.path.dirname(p), metadata["experts"]) for p in (path, os.path.realpath(path))]
+        parameters |= decode(next(filter(os.path.exists, beside), beside[0]))
     return parameters
 
 

@@ -97,6 +97,7 @@ typedef struct chm_writer {
 } chm_writer;
 int chm_writer_open(chm_writer *w, const char *path);
 int chm_writer_write(chm_writer *w, const void *data, size_t bytes);
+int chm_writer_sync(chm_writer *w); /* all of it on disk, not yet under its name: commit will only rename */
 int chm_writer_commit(chm_writer *w);
 void chm_writer_abandon(chm_writer *w);           /* fine after commit */
 bool chm_same_file(const char *a, const char *b); /* both exist and are one file, links followed */

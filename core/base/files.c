@@ -151,6 +151,12 @@ static void sync_directory(const char *path) {
     chm_free(directory);
 }
 
+int chm_writer_sync(chm_writer *w) {
+    if (fflush(w->file) || (w->temporary && fsync(fileno(w->file))))
+        return chm_fail(CHM_E_DATA, "%s: cannot write: %s", w->path, strerror(errno));
+    return CHM_OK;
+}
+
 int chm_writer_commit(chm_writer *w) {
     int status = CHM_OK;
     bool bad = ferror(w->file) != 0;

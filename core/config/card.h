@@ -49,6 +49,8 @@ typedef struct chm_model_config {
     int64_t effective_depth;    /* residual writes: layers with those in the loop counted loop_default times */
     const char *tokenizer;      /* tokenizer.type: "bytes" */
     const char *tokenizer_file; /* files.tokenizer, or NULL */
+    const char *weights_file;   /* files.weights, or NULL */
+    const char *experts_file;   /* files.moe, or NULL */
     int32_t eos, pad;           /* token_ids */
 } chm_model_config;
 

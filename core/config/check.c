@@ -251,7 +251,7 @@ static void resolve_layers(chm_card *card) {
 
 static void resolve_moe(chm_card *card) {
     int64_t layers = 0, experts, chosen;
-    if (!is_on(card, "backbone.moe.enabled") || !whole(card, "num_hidden_layers", &layers)) return;
+    if (card->one_layer || !is_on(card, "backbone.moe.enabled") || !whole(card, "num_hidden_layers", &layers)) return;
     chm_value *list = list_of(card, "backbone.moe.layers");
     if (!list) {
         if (!chm_card_find(card, "backbone.moe.layers"))
@@ -416,6 +416,8 @@ static void resolve_model(chm_card *card) {
     number(card, "initializer_range", &m->init_range);
     m->norm_before_linear = is_on(card, "rms_norm_before_every_linear");
     m->tie_embeddings = is_on(card, "tie_word_embeddings");
+    m->weights_file = word(card, "files.weights");
+    m->experts_file = word(card, "files.moe");
     m->quant = (enum chm_quant_method)choice_of(good(card, "quantization.method"));
     m->embedding = (enum chm_embedding)choice_of(good(card, "quantization.embedding"));
     whole(card, "quantization.group_size", &m->weight_group);
@@ -593,6 +595,14 @@ static void check_lists(chm_card *card) {
             if (v->integer >= layers)
                 chm_card_problem(card, targets, "layer %lld is not among layers 0..%lld", (long long)v->integer,
                                  (long long)layers - 1);
+    const char *experts = word(card, "files.moe"), *weights = word(card, "files.weights");
+    if (experts && (!*experts || strchr(experts, '/') || !strcmp(experts, ".") || !strcmp(experts, "..")))
+        chm_card_problem(card, chm_card_find(card, "files.moe"),
+                         "'%s' is no name of a file: the experts lie beside the weights, so give it without '/'",
+                         experts);
+    else if (experts && weights && !strcmp(experts, weights))
+        chm_card_problem(card, chm_card_find(card, "files.moe"), "'%s' is files.weights too; the two are two files",
+                         experts);
     const char *state = word(card, "self_evolution.safety.state_file"), *file = word(card, "files.evolution");
     if (state && file && strcmp(state, file) != 0)
         chm_card_problem(card, chm_card_find(card, "self_evolution.safety.state_file"),

@@ -2,11 +2,13 @@
  * bench.c: how fast a model reads and writes here, and how near that is to what memory allows.
  *
  * bytes_per_token counts what a token makes the CPU touch: every packed parameter it runs through (layers in the loop
- * as often as the loop goes), one row of the embedding, and the state. A prompt shares the parameters among the rows of
- * a pass. bandwidth_fraction compares that with the read rate of a buffer larger than the last cache, measured in the
- * same run; a model that fits in the cache may well exceed 1.
+ * as often as the loop goes; of the experts those it chooses), one row of the embedding, and the state. A prompt shares
+ * the parameters among the rows of a pass, which together choose every expert. bandwidth_fraction compares that with
+ * the read rate of a buffer larger than the last cache, measured in the same run; a model that fits in the cache may
+ * well exceed 1.
  */
 #include "model/stream.h"
+#include "model/declared.h"
 #include "model/json.h"
 #include <stdlib.h>
 #include <string.h>
@@ -81,6 +83,7 @@ static size_t param_bytes(const chm_model *m, const chm_param *p) {
 
 typedef struct traffic {
     double layers; /* parameters of layers and norms, once a pass */
+    double idle;   /* of these, the experts that one token does not choose */
     double head;   /* the output matrix, once for every pass that wants logits */
     double row;    /* one row of the embedding */
     double state;  /* read for every token */
@@ -89,6 +92,9 @@ typedef struct traffic {
 static traffic model_traffic(const chm_model *m) {
     traffic t = {0};
     const int64_t loops = m->config->loop.enabled ? m->config->loop.passes : 1;
+    const double routed = chm_card_number(m->card, "backbone.moe.n_routed_experts", 1);
+    const double all = routed + chm_card_number(m->card, "backbone.moe.n_shared_experts", 0);
+    const double idle = (routed - chm_card_number(m->card, "backbone.moe.num_experts_per_tok", 1)) / all;
     for (int i = 0; i < m->params; i++) {
         const chm_param *p = m->param[i];
         if (p->role == CHM_ROLE_EMBEDDING) { /* the table, the output matrix, or both in one */
@@ -96,7 +102,9 @@ static traffic model_traffic(const chm_model *m) {
             if (p != m->embedding || m->config->tie_embeddings) t.head = (double)param_bytes(m, p);
         } else {
             const bool looped = p->layer >= 0 && m->config->in_loop[p->layer];
-            t.layers += (double)param_bytes(m, p) * (double)(looped ? loops : 1);
+            const double bytes = (double)param_bytes(m, p) * (double)(looped ? loops : 1);
+            t.layers += bytes;
+            if (p->expert) t.idle += bytes * idle;
         }
     }
     t.state = (double)m->layout.bytes;
@@ -247,7 +255,7 @@ int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, ch
     const int64_t passes = (prefill + CHM_PASS_ROWS - 1) / CHM_PASS_ROWS;
     bench_row rows[2] = {{.name = "prefill", .tokens = prefill}, {.name = "decode", .tokens = decode}};
     rows[0].bytes = (t.layers * (double)passes + t.head) / (double)prefill + t.row + t.state;
-    rows[1].bytes = t.layers + t.head + t.row + t.state;
+    rows[1].bytes = t.layers - t.idle + t.head + t.row + t.state;
     for (int i = 0; i < 2; i++) {
         rows[i].rate = median(rate[i], repeats);
         rows[i].slowest = rate[i][0];

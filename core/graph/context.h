@@ -127,7 +127,7 @@ int chm_need_scratch(chm_context *c, size_t bytes); /* at least this much for ev
 /* Parallel over [0, count) unless the whole is too small to be worth waking anyone; cost in rough nanoseconds each. */
 void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg);
 
-/* recur.c, conv.c, window.c, rope.c */
+/* recur.c, conv.c, window.c, rope.c, rows.c */
 chm_tensor *chm_op_recur(chm_graph *g, const chm_recurrence *r, const void *layer, chm_tensor *const *in,
                          chm_param *const *params, const int *states, int64_t heads, int64_t out_width);
 chm_tensor *chm_op_short_conv(chm_graph *g, chm_tensor *x, chm_param *taps, int state);
@@ -135,6 +135,9 @@ chm_tensor *chm_op_diag_scan(chm_graph *g, chm_tensor *decay, chm_tensor *input,
 chm_tensor *chm_op_look(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
                         chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width);
 chm_tensor *chm_op_rope(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta);
+chm_tensor *chm_op_gather_rows(chm_graph *g, chm_tensor *x, const int32_t *row, int64_t rows);
+chm_tensor *chm_op_scatter_rows(chm_graph *g, chm_tensor *base, chm_tensor *const *part, int64_t parts,
+                                const int32_t *row, chm_tensor *weight, const int32_t *column);
 int chm_window_replay(chm_context *c, const chm_logged *l, const int32_t *rows, int64_t count, chm_stream_state *s);
 int chm_conv_replay(chm_context *c, const chm_logged *l, const int32_t *rows, int64_t count, chm_stream_state *s);
 /* The logged operator of pass 1 at the place where this pass now stands, or NULL. */

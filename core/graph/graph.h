@@ -23,10 +23,12 @@ struct chm_param {
     int64_t count, out, in; /* out = shape[0], in = count / out */
     int layer;              /* -1: not in a layer */
     bool decay;             /* weight decay applies */
+    bool expert;            /* a matrix of a mixture of experts: lies in the model's second file */
     uint32_t stream;        /* Philox stream of its initialiser */
 
     float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */
-    float *grad;                 /* training only */
+    float *grad;                 /* training only; NULL for CHM_ROLE_OWN */
+    float *tally;                /* training, CHM_ROLE_OWN: what the passes of a step add up */
     float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
     struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY */
     struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */

@@ -671,6 +671,8 @@ static chm_tensor *op_tap(chm_graph *g, const char *name, chm_tensor *x) {
 
 static float *op_grad(chm_graph *g, chm_tensor *x) { return chm_grad(chm_context_of(g), x); }
 static const struct chm_kernels *op_kernels(chm_graph *g) { return chm_context_of(g)->kernels; }
+static void *op_memory(chm_graph *g, size_t bytes) { return chm_take(chm_context_of(g), bytes); }
+static float *op_tally(chm_graph *g, chm_param *p) { return chm_context_of(g)->train && p ? p->tally : NULL; }
 
 /* ---- the host's own two ends: embedding and loss ---- */
 
@@ -764,4 +766,8 @@ const struct chm_graph_ops chm_graph_table = {
     .kernels = op_kernels,
     .look = chm_op_look,
     .rope = chm_op_rope,
+    .memory = op_memory,
+    .gather_rows = chm_op_gather_rows,
+    .scatter_rows = chm_op_scatter_rows,
+    .tally = op_tally,
 };

@@ -116,8 +116,25 @@ int chm_b158_write(const char *path, chm_param *const *param, int params, const 
     return chm_b158_write_with(path, param, params, card_json, note, notes, NULL, 0);
 }
 
+uint64_t chm_b158_fingerprint(const char *const *key, const char *const *value, int count) {
+    uint64_t sum = 0; /* of hashes, so that the order in which a reader lists them does not matter */
+    for (int i = 0; i < count; i++)
+        if (!strncmp(key[i], "hash.", 5) || !strncmp(key[i], "encoding.", 9))
+            sum += chm_hash64_seed(value[i], strlen(value[i]), chm_hash64(key[i], strlen(key[i])));
+    return sum;
+}
+
 int chm_b158_write_with(const char *path, chm_param *const *param, int params, const char *card_json,
                         const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes) {
+    chm_writer writer;
+    const int status =
+        chm_b158_begin(&writer, path, param, params, card_json, note, notes, tokenizer, tokenizer_bytes, NULL);
+    return status ? status : chm_writer_commit(&writer);
+}
+
+int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param, int params, const char *card_json,
+                   const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes,
+                   uint64_t *fingerprint) {
     chm_arena arena;
     chm_arena_init(&arena);
     int status = CHM_OK, tensors = 0;
@@ -191,7 +208,8 @@ int chm_b158_write_with(const char *path, chm_param *const *param, int params, c
         status = CHM_E_MEMORY;
         goto out;
     }
-    status = chm_safetensors_write(path, tensor, tensors, meta.key, meta.value, meta.count, true);
+    if (fingerprint) *fingerprint = chm_b158_fingerprint(meta.key, meta.value, meta.count);
+    status = chm_safetensors_begin(writer, path, tensor, tensors, meta.key, meta.value, meta.count, true);
 out:
     chm_free(entry);
     chm_free(tensor);

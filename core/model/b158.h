@@ -12,6 +12,10 @@
  * ("t2;out=O;in=I;group=G", "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
  * card_hash, the same of card; card, the resolved card as JSON. A tokenizer with a file has it in the tensor
  * `tokenizer.file` U8 [bytes].
+ *
+ * The matrices of a mixture of experts lie in a second file beside the first: a .b158 too, with the same card and
+ * `part` "experts". The first names it in `experts` and knows it by `experts_hash`, which is made of every encoding and
+ * hash in its metadata: 16 hex digits.
  */
 #ifndef CHM_B158_H
 #define CHM_B158_H
@@ -37,6 +41,13 @@ int chm_b158_write(const char *path, chm_param *const *param, int params, const 
 /* The same with the tokenizer's file, NULL: it has none. */
 int chm_b158_write_with(const char *path, chm_param *const *param, int params, const char *card_json,
                         const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes);
+/* The same, left for the caller to commit (on failure abandoned); fingerprint (NULL: not wanted) gets that of the file.
+ */
+int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param, int params, const char *card_json,
+                   const chm_b158_note *note, int notes, const void *tokenizer, uint64_t tokenizer_bytes,
+                   uint64_t *fingerprint);
+/* What a file holds, from the encodings and hashes in its metadata. */
+uint64_t chm_b158_fingerprint(const char *const *key, const char *const *value, int count);
 /* Is this safetensors file a .b158 of a version we read, with a card whose hash is right? */
 int chm_b158_check(const char *name, const chm_safetensors *file);
 /* Points every parameter's packed form (or value) into the file, once encoding, shape, place and scales are as the
@@ -46,6 +57,24 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
                   bool verify);
 /* One tensor against its hash; padding against zero. */
 int chm_b158_verify_tensor(const char *name, const chm_safetensors *file, const chm_st_tensor *t);
+
+/* ---- the second file (experts.c) ---- */
+typedef struct chm_experts {
+    chm_map map;
+    chm_safetensors *file; /* NULL: the model has no second file */
+    char *path;
+} chm_experts;
+/* The file that `file`, read from `path`, names, beside it (or beside what `path` links to), checked to be the one it
+ * was written with. Missing, damaged or another's: refused with both names and what to do. */
+int chm_experts_open(const char *path, const chm_safetensors *file, chm_experts *out);
+void chm_experts_close(chm_experts *e); /* also of zeros */
+/* Is this the second file of a model? */
+bool chm_experts_is_part(const chm_safetensors *file);
+/* Writes both files of a model with experts. Both are complete on disk before the first gets its name, and the experts
+ * get theirs first: no new model ever stands beside old experts. `note` has room for two more. */
+int chm_experts_save(const chm_model *m, const char *path, const char *card_json, chm_b158_note *note, int notes,
+                     const void *tokenizer, uint64_t tokenizer_bytes);
+
 bool chm_b158_is_padding(const char *tensor_name); /* "_pad.0" */
 
 /* A name out of a file, fit for a sentence: control characters and what is not ASCII replaced, cut at 80 bytes. */

@@ -21,6 +21,7 @@ struct item {
     enum part part;
     const chm_st_tensor *tensor[2];
     int tensors;
+    bool expert; /* in the second file */
 };
 
 struct report {
@@ -28,6 +29,7 @@ struct report {
     const chm_safetensors *file;
     const uint8_t *start; /* of the file */
     uint64_t bytes;       /* of the file */
+    chm_experts experts;  /* the second file, of a model that has one */
     struct item *item;
     int items;
     bool ours; /* a .b158 */
@@ -129,24 +131,25 @@ static double zeros_of(const chm_param *p) {
     return (double)CHM_MAX(zeros, 0) / (double)p->count;
 }
 
-static int read_b158(struct report *r, bool verify) {
+/* The parameters of one file, after those already there. */
+static int read_file(struct report *r, const char *path, const chm_safetensors *file, bool expert, bool verify) {
+    const int before = r->items;
     int64_t group = 0;
-    int status = chm_b158_check(r->path, r->file);
-    if (status) return status;
-    chm_param **list = chm_alloc((size_t)r->file->metas * sizeof *list);
+    int status = CHM_OK;
+    chm_param **list = chm_alloc((size_t)file->metas * sizeof *list);
     if (!list) return CHM_E_MEMORY;
-    for (int i = 0; i < r->file->metas; i++) {
-        const char *key = r->file->meta_key[i];
+    for (int i = 0; i < file->metas; i++) {
+        const char *key = file->meta_key[i];
         if (strncmp(key, "encoding.", 9)) continue;
         struct item *item = &r->item[r->items];
-        status = read_encoding(r->path, r->file, key + 9, r->file->meta_value[i], item, &group);
+        status = read_encoding(path, file, key + 9, file->meta_value[i], item, &group);
         if (status) goto out;
-        list[r->items++] = &item->param;
+        item->expert = expert;
+        list[r->items++ - before] = &item->param;
     }
-    status = chm_b158_bind(r->path, r->file, list, r->items, group ? group : 64, verify);
+    status = chm_b158_bind(path, file, list, r->items - before, group ? group : 64, verify);
     if (status) goto out;
-    r->verified = verify;
-    for (int i = 0; i < r->items; i++) {
+    for (int i = before; i < r->items; i++) {
         static const char *const suffix[][2] = {[CHM_FORMAT_F32] = {"", NULL},
                                                 [CHM_FORMAT_TERNARY] = {".codes", ".scales"},
                                                 [CHM_FORMAT_INT8] = {".q", ".scale"}};
@@ -157,7 +160,7 @@ static int read_b158(struct report *r, bool verify) {
                 status = CHM_E_MEMORY;
                 goto out;
             }
-            item->tensor[item->tensors] = chm_safetensors_find(r->file, name);
+            item->tensor[item->tensors] = chm_safetensors_find(file, name);
             item->bytes += item->tensor[item->tensors++]->bytes;
             chm_free(name);
         }
@@ -170,7 +173,22 @@ out:
     return status;
 }
 
-static void read_plain(struct report *r) {
+static int read_b158(struct report *r, bool verify) {
+    int status = chm_b158_check(r->path, r->file);
+    if (!status) status = chm_experts_open(r->path, r->file, &r->experts);
+    if (status) return status;
+    const int second = r->experts.file ? r->experts.file->metas : 0;
+    r->item = chm_alloc((size_t)(r->file->metas + second) * sizeof *r->item);
+    if (!r->item) return CHM_E_MEMORY;
+    status = read_file(r, r->path, r->file, false, verify);
+    if (!status && second) status = read_file(r, r->experts.path, r->experts.file, true, verify);
+    r->verified = verify;
+    return status;
+}
+
+static int read_plain(struct report *r) {
+    r->item = chm_alloc((size_t)r->file->count * sizeof *r->item);
+    if (!r->item) return CHM_E_MEMORY;
     for (int i = 0; i < r->file->count; i++) {
         const chm_st_tensor *t = &r->file->tensor[i];
         if (chm_b158_is_padding(t->name)) continue;
@@ -185,6 +203,7 @@ static void read_plain(struct report *r) {
         item->part = part_of(t->name);
         item->param.rank = t->rank;
     }
+    return CHM_OK;
 }
 
 static void totals(const struct report *r, int part /* PARTS: all */, int64_t *weights, uint64_t *bytes) {
@@ -210,9 +229,9 @@ static void shape_text(const struct report *r, const struct item *item, char *te
     chm_st_shape_text(&t, text, n);
 }
 
-static const char *hash_of(const struct report *r, const chm_st_tensor *t) {
-    char *key = chm_format("hash.%s", t->name);
-    const char *hash = key ? chm_safetensors_meta(r->file, key) : NULL;
+static const char *hash_of(const struct report *r, const struct item *item, int tensor) {
+    char *key = chm_format("hash.%s", item->tensor[tensor]->name);
+    const char *hash = key ? chm_safetensors_meta(item->expert ? r->experts.file : r->file, key) : NULL;
     chm_free(key);
     return hash;
 }
@@ -256,8 +275,7 @@ static int print_items(const struct report *r, FILE *out, chm_output format) {
             chm_table_cell(&t, "%s", "");
         else
             chm_table_cell(&t, "%.4f", item->zeros);
-        const char *first = hash_of(r, item->tensor[0]),
-                   *second = item->tensors > 1 ? hash_of(r, item->tensor[1]) : NULL;
+        const char *first = hash_of(r, item, 0), *second = item->tensors > 1 ? hash_of(r, item, 1) : NULL;
         chm_table_cell(&t, "%s%s%s", first ? chm_quote(first).text : "-", item->tensors > 1 ? " " : "",
                        item->tensors > 1 ? (second ? chm_quote(second).text : "-") : "");
     }
@@ -294,8 +312,10 @@ static void print_head(const struct report *r, FILE *out, bool md) {
     const char *item = md ? "- " : "";
     totals(r, PARTS, &weights, &bytes);
     fprintf(out, md ? "# %s\n\n" : "%s\n", r->path);
-    fprintf(out, "%sformat: %s, %" PRIu64 " bytes\n", item,
-            r->ours ? CHM_B158_FORMAT " " CHM_B158_VERSION : "safetensors", r->bytes);
+    fprintf(out, "%sformat: %s, %" PRIu64 " bytes%s\n", item,
+            r->ours ? CHM_B158_FORMAT " " CHM_B158_VERSION : "safetensors", r->bytes,
+            r->ours && chm_experts_is_part(r->file) ? ", the experts of a model" : "");
+    if (r->experts.file) fprintf(out, "%sexperts: %s, %" PRIu64 " bytes\n", item, r->experts.path, r->experts.map.size);
     fprintf(out, "%s%s: %d, %" PRId64 " weights, %.3f bits per weight\n", item, r->ours ? "parameters" : "tensors",
             r->items, weights, bits_per_weight(weights, bytes));
     if (r->model) {
@@ -352,6 +372,7 @@ static json_t *item_json(const struct report *r, const struct item *item) {
     json_t *o = total_json(item->name, item->weights, item->bytes), *tensors = json_array();
     put(o, "shape", shape_json(r->ours ? item->param.shape : item->tensor[0]->shape, item->param.rank));
     put(o, "encoding", text(item->encoding));
+    if (item->expert) put(o, "file", text(r->experts.path));
     put(o, "part", text(part_names[item->part]));
     put(o, "zeros", isnan(item->zeros) ? json_null() : json_real(item->zeros));
     for (int i = 0; i < item->tensors; i++) {
@@ -360,9 +381,9 @@ static json_t *item_json(const struct report *r, const struct item *item) {
         put(tensor, "name", text(t->name));
         put(tensor, "dtype", text(chm_st_dtype_name(t->dtype)));
         put(tensor, "shape", shape_json(t->shape, t->rank));
-        put(tensor, "offset", json_integer((json_int_t)(t->data - r->start)));
+        put(tensor, "offset", json_integer((json_int_t)(t->data - (item->expert ? r->experts.map.data : r->start))));
         put(tensor, "bytes", json_integer((json_int_t)t->bytes));
-        put(tensor, "hash", text(hash_of(r, t)));
+        put(tensor, "hash", text(hash_of(r, item, i)));
         json_array_append_new(tensors, tensor);
     }
     put(o, "tensors", tensors);
@@ -381,6 +402,8 @@ static int print_json(const struct report *r, FILE *out) {
     put(root, "format", text(r->ours ? CHM_B158_FORMAT : "safetensors"));
     put(root, "format_version", r->ours ? text(CHM_B158_VERSION) : json_null());
     put(root, "file_bytes", json_integer((json_int_t)r->bytes));
+    put(root, "experts", r->experts.file ? text(r->experts.path) : json_null());
+    put(root, "experts_bytes", r->experts.file ? json_integer((json_int_t)r->experts.map.size) : json_null());
     put(root, "verified", json_boolean(r->verified));
     put(root, "opens", r->model || r->problem ? json_boolean(r->model != NULL) : json_null());
     put(root, "problem", text(r->problem));
@@ -436,16 +459,11 @@ int chm_report_inspect(const char *path, const chm_registry *registry, bool veri
     r.file = file;
     r.start = map.data;
     r.bytes = map.size;
-    r.item = chm_alloc((size_t)(file->count + file->metas) * sizeof *r.item);
-    if (!r.item) {
-        status = CHM_E_MEMORY;
-        goto out;
-    }
     const char *kind = chm_safetensors_meta(file, "format");
     r.ours = kind && !strcmp(kind, CHM_B158_FORMAT);
     if (r.ours) {
         status = read_b158(&r, verify);
-        if (!status && registry) {
+        if (!status && registry && !chm_experts_is_part(file)) {
             const struct chm_card_options options = {.registry = registry};
             const int opened = chm_model_open(path, registry, &options, false, &model);
             if (opened == CHM_E_MEMORY) status = opened;
@@ -462,7 +480,7 @@ int chm_report_inspect(const char *path, const chm_registry *registry, bool veri
                           "no hashes",
                           path);
     } else {
-        read_plain(&r);
+        status = read_plain(&r);
     }
     if (status) goto out;
     switch (format) {
@@ -482,6 +500,7 @@ out:
     chm_model_destroy(model);
     chm_free(problem);
     chm_free(r.item);
+    chm_experts_close(&r.experts);
     chm_safetensors_destroy(file);
     chm_map_close(&map);
     return status;

@@ -35,20 +35,23 @@ static void card_text(chm_string *s, const struct chm_plugin *plugin, const chm_
     if (init_range > 0) chm_string_add(s, ", \"initializer_range\": %.9g", init_range);
     add_option(s, file, "rms_norm_eps");
     add_option(s, file, "rms_norm_before_every_linear");
-    chm_string_add(s, ", \"backbone\": {\"layer_pattern\": \"%s\"}, \"tokenizer\": {\"type\": \"bytes\"}",
-                   plugin->name);
+    /* the plugin's section; those of backbone stand inside it */
+    static const char inside[] = "backbone.";
+    chm_string section = {0};
+    for (uint32_t i = 0; plugin->section && file && i < plugin->option_count; i++)
+        add_option(&section, file, plugin->options[i].name);
+    const bool nested = section.text && !strncmp(plugin->section, inside, sizeof inside - 1);
+    chm_string_add(s, ", \"backbone\": {\"layer_pattern\": \"%s\"", plugin->name);
+    if (nested) chm_string_add(s, ", \"%s\": {%s}", plugin->section + sizeof inside - 1, section.text + 2);
+    chm_string_add(s, "}, \"tokenizer\": {\"type\": \"bytes\"}");
+    if (section.text && !nested) chm_string_add(s, ", \"%s\": {%s}", plugin->section, section.text + 2);
+    if (section.failed) s->failed = true;
+    chm_string_finish(&section);
     const char *group = file ? chm_safetensors_meta(file, "group_size") : NULL;
     if (group) {
         chm_string_add(s, ", \"quantization\": {\"activation_bits\": 8");
         add_value(s, "group_size", group);
         chm_string_add(s, "}");
-    }
-    if (plugin->section && file) {
-        chm_string section = {0};
-        for (uint32_t i = 0; i < plugin->option_count; i++) add_option(&section, file, plugin->options[i].name);
-        if (section.text) chm_string_add(s, ", \"%s\": {%s}", plugin->section, section.text + 2);
-        if (section.failed) s->failed = true;
-        chm_string_finish(&section);
     }
     chm_string_add(s, "}\n");
 }

@@ -246,7 +246,7 @@ static int write_file(struct layer_run *run, const chm_tensor *x, const chm_tens
     const int64_t shape[] = {run->rows, y->width};
     const uint64_t bytes = (uint64_t)(run->rows * y->width) * sizeof(float);
     const bool grad = run->options->grad;
-    run->capacity = 2 + 2 * l->states + l->params;
+    run->capacity = 2 + 2 * l->states + l->params; /* at most */
     run->out = chm_arena_zero(&run->arena, (size_t)run->capacity * sizeof *run->out);
     if (!run->out) return CHM_E_MEMORY;
     int status = add_out(run, "", "y", CHM_ST_F32, 2, shape, y->data, bytes);
@@ -257,6 +257,7 @@ static int write_file(struct layer_run *run, const chm_tensor *x, const chm_tens
     }
     for (int i = 0; i < l->params && grad && !status; i++) {
         const chm_param *p = l->param[i];
+        if (!p->grad) continue;
         status = add_out(run, "grad.", chm_layer_alone_name(l, p->name), CHM_ST_F32, p->rank, p->shape, p->grad,
                          (uint64_t)p->count * sizeof(float));
     }

@@ -311,7 +311,7 @@ static int backward(struct layer_test *t, struct pass *p, chm_context *c, const 
     chm_graph *g = chm_context_graph(c);
     for (int i = 0; i < t->s->layer.params; i++) {
         chm_param *w = t->s->layer.param[i];
-        memset(w->grad, 0, (size_t)w->count * sizeof(float));
+        if (w->grad) memset(w->grad, 0, (size_t)w->count * sizeof(float));
     }
     for (int i = 0; i < CHM_MAX(p->passes, 1); i++) {
         float *to = g->ops->grad(g, p->y[i]);
@@ -326,6 +326,7 @@ static int fingerprint(struct layer_test *t, chm_context *c, uint64_t out[2]) {
     for (int step = 1; step >= 0; step--) {
         if (!step && !t->s->trains) break;
         for (int s = 0; s < STREAMS; s++) streams[s] = restart(t, &t->stream[s]);
+        chm_model_clear_tallies(t->s->layer.model);
         struct pass p = {.x = {t->other},
                          .rows = STREAMS * t->rows,
                          .streams = streams,
@@ -341,8 +342,11 @@ static int fingerprint(struct layer_test *t, chm_context *c, uint64_t out[2]) {
             status = backward(t, &p, c, dy);
             if (status) return status;
             if (p.in[0]->grad) h = chm_hash64_seed(p.in[0]->grad, bytes, h);
-            for (int i = 0; i < t->s->layer.params; i++)
-                h = chm_hash64_seed(t->s->layer.param[i]->grad, (size_t)t->s->layer.param[i]->count * sizeof(float), h);
+            for (int i = 0; i < t->s->layer.params; i++) {
+                const chm_param *w = t->s->layer.param[i];
+                const float *added = w->grad ? w->grad : w->tally;
+                h = chm_hash64_seed(added, (size_t)w->count * sizeof(float), h);
+            }
         }
         out[step] = h;
     }
@@ -645,13 +649,49 @@ struct differences {
     float *dstate;            /* a blob of weights */
     chm_stream_state *origin; /* moved */
     float *along;             /* direction, dense, of the largest group */
+    /* what comparisons decided where the derivative is taken, in the order of the taps: between such places a layer is
+     * smooth, and a difference across one says nothing */
+    struct held {
+        float *value;
+        int64_t count;
+    } * held;
+    int choices, capacity, next;
+    bool holding; /* they are put back, no longer recorded */
 };
+
+/* A chm_tap_hook. */
+static chm_tensor *hold_choices(void *user, chm_graph *g, const char *name, chm_tensor *x) {
+    static const char ending[] = ".choice";
+    struct differences *d = user;
+    chm_arena *arena = &d->t->arena;
+    const int64_t count = x->rows * x->width;
+    const size_t bytes = (size_t)count * sizeof(float), length = strlen(name), tail = sizeof ending - 1;
+    (void)g;
+    if (length < tail || strcmp(name + length - tail, ending) != 0) return x;
+    if (!d->holding) {
+        if (d->choices == d->capacity) {
+            struct held *more = chm_arena_zero(arena, (size_t)(2 * d->capacity + 8) * sizeof *more);
+            if (!more) return NULL;
+            if (d->choices) memcpy(more, d->held, (size_t)d->choices * sizeof *more);
+            d->held = more;
+            d->capacity = 2 * d->capacity + 8;
+        }
+        float *copy = chm_arena_take(arena, bytes);
+        if (!copy) return NULL;
+        memcpy(copy, x->data, bytes);
+        d->held[d->choices++] = (struct held){copy, count};
+    } else if (d->next < d->choices && d->held[d->next].count == count) {
+        memcpy(x->data, d->held[d->next++].value, bytes);
+    }
+    return x;
+}
 
 static int evaluate(struct differences *d, double *out) {
     struct layer_test *t = d->t;
     const chm_layer_alone *l = &t->s->layer;
     chm_stream_state *s = &t->stream[1], *streams[] = {s};
     chm_stream_copy(s, d->origin);
+    d->next = 0;
     struct pass p = {.x = {d->x[0], d->x[1]},
                      .passes = d->passes,
                      .rows = t->rows,
@@ -787,13 +827,16 @@ static int prepare_differences(struct differences *d, struct layer_test *t, int 
     d->x[1] = copy_floats(t, t->other, n);
     if (!d->leaf || !d->x[0] || !d->x[1]) return CHM_E_MEMORY;
     restart(t, d->origin);
+    chm_context_on_tap(t->s->context, hold_choices, d);
     int status = weigh(d);
     if (status) return status;
+    d->holding = true;
     status = add_leaf(d, "rows", "x", d->x[0], 1, n, n);
     if (!status && passes > 1) status = add_leaf(d, "rows", "x of the second pass", d->x[1], 1, n, n);
     for (int i = 0; i < l->params && !status; i++)
-        status = add_leaf(d, "parameter", chm_layer_alone_name(l, l->param[i]->name), l->param[i]->value, 1,
-                          l->param[i]->count, l->param[i]->count);
+        if (l->param[i]->grad)
+            status = add_leaf(d, "parameter", chm_layer_alone_name(l, l->param[i]->name), l->param[i]->value, 1,
+                              l->param[i]->count, l->param[i]->count);
     for (int i = 0; i < l->states && !status; i++)
         if (l->state[i].type == CHM_F32)
             status = add_leaf(d, "state", chm_layer_alone_name(l, l->state[i].name),
@@ -813,6 +856,7 @@ static int differentiate(struct differences *d) {
     chm_stream_copy(s, d->origin);
     uint8_t *blob = chm_arena_zero(&t->arena, l->model->layout.bytes + 64), *gradients[] = {blob};
     if (!blob) return CHM_E_MEMORY;
+    d->next = 0;
     memcpy(blob, d->dstate, l->model->layout.bytes);
     struct pass p = {.x = {d->x[0], d->x[1]},
                      .passes = d->passes,
@@ -828,8 +872,9 @@ static int differentiate(struct differences *d) {
     const size_t bytes = (size_t)(t->rows * t->width) * sizeof(float);
     for (int k = 0; k < d->passes; k++, at++)
         if (p.in[k]->grad) memcpy(d->leaf[at].gradient, p.in[k]->grad, bytes);
-    for (int i = 0; i < l->params; i++, at++)
-        memcpy(d->leaf[at].gradient, l->param[i]->grad, (size_t)l->param[i]->count * sizeof(float));
+    for (int i = 0; i < l->params; i++)
+        if (l->param[i]->grad)
+            memcpy(d->leaf[at++].gradient, l->param[i]->grad, (size_t)l->param[i]->count * sizeof(float));
     for (int i = 0; i < l->states; i++) {
         const chm_state_item *item = &l->state[i];
         if (item->type != CHM_F32) continue;
@@ -856,6 +901,7 @@ static int test_gradients(struct layer_test *t, int passes) {
         if (!status) status = within(t, name, error, gradient_tolerance);
     }
     for (int i = 0; i < d.leaves; i++) move(&d.leaf[i], NULL, 0); /* parameters are the layer's: put them back */
+    chm_context_on_tap(t->s->context, NULL, NULL);
     return status;
 }
 

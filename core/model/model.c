@@ -107,7 +107,7 @@ static chm_param *add_param(struct declaring *s, const char *full_name, enum chm
     p->out = shape[0];
     p->in = count / shape[0];
     p->layer = s->layer;
-    p->decay = role != CHM_ROLE_NORM && role != CHM_ROLE_EMBEDDING && rank > 1;
+    p->decay = (role == CHM_ROLE_TERNARY || role == CHM_ROLE_FULL) && rank > 1;
     p->stream = (uint32_t)chm_hash64(full_name, strlen(full_name));
     p->ternary.out = p->int8.out = p->out;
     p->ternary.in = p->int8.in = p->in;
@@ -116,12 +116,15 @@ static chm_param *add_param(struct declaring *s, const char *full_name, enum chm
     return p;
 }
 
+static bool layer_role(enum chm_role role) {
+    return role == CHM_ROLE_TERNARY || role == CHM_ROLE_FULL || role == CHM_ROLE_NORM || role == CHM_ROLE_OWN;
+}
+
 static chm_param *declare_param(chm_declare *d, const char *name, enum chm_role role, chm_init init, int rank,
                                 const int64_t *shape) {
     struct declaring *s = declaring_of(d);
     if (s->status) return NULL;
-    if (!plain_name(name) || rank < 1 || rank > 4 || role < CHM_ROLE_TERNARY || role > CHM_ROLE_NORM ||
-        (role == CHM_ROLE_TERNARY && rank != 2)) {
+    if (!plain_name(name) || rank < 1 || rank > 4 || !layer_role(role) || (role == CHM_ROLE_TERNARY && rank != 2)) {
         REFUSE(s, CHM_E_PLUGIN,
                "%s: parameter '%s': names are letters, digits and _, ranks 1..4, ternary parameters are matrices",
                s->part, name ? name : "");
@@ -247,6 +250,9 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
     layer->states = m->layout.count - layer->first_state;
     for (int pass = 2; !s.status && config->loop.per_pass && info.in_loop && pass <= config->loop.most; pass++)
         repeat_states(&s, layer, pass);
+    const bool mixture = !strcmp(part, "ffn") && !strcmp(config->ffn[index], "moe");
+    for (int i = layer->first_param; mixture && i < m->params; i++)
+        m->param[i]->expert = m->param[i]->role == CHM_ROLE_TERNARY;
     if (s.status) return s.status;
     if (declared) return chm_fail(CHM_E_PLUGIN, "%s: plugin %s failed to declare itself", s.part, layer->plugin->name);
     return CHM_OK;
@@ -324,6 +330,8 @@ void chm_model_destroy(chm_model *m) {
     if (!m) return;
     chm_safetensors_destroy(m->file);
     chm_map_close(&m->map);
+    chm_safetensors_destroy(m->experts);
+    chm_map_close(&m->experts_map);
     chm_free(m->storage);
     chm_free(m->path);
     chm_arena_finish(&m->arena);
@@ -354,7 +362,10 @@ int chm_model_allocate(chm_model *m) {
             }
             if (!pass) continue;
             p->value = value;
-            p->grad = grad;
+            if (p->role == CHM_ROLE_OWN)
+                p->tally = grad;
+            else
+                p->grad = grad;
             p->dequant = dequant;
             if (p->format == CHM_FORMAT_TERNARY) {
                 p->ternary.codes = codes;
@@ -419,6 +430,44 @@ int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool
     int status = CHM_OK;
     for (int i = 0; i < m->params && !status; i++) status = chm_param_quantise(m->param[i], k, pool);
     return status;
+}
+
+void chm_model_clear_tallies(chm_model *m) {
+    for (int i = 0; i < m->params; i++)
+        if (m->param[i]->tally) memset(m->param[i]->tally, 0, (size_t)m->param[i]->count * sizeof(float));
+}
+
+struct stepping {
+    chm_after_step step; /* first: what the plugin holds */
+    const char *part;
+    chm_layer_report report;
+    void *user;
+};
+
+static void pass_on(const chm_after_step *s, const char *name, int64_t count, const float *value) {
+    const struct stepping *of = (const struct stepping *)(const void *)s;
+    if (of->report) of->report(of->user, of->part, name, count, value);
+}
+
+void chm_model_after_step(chm_model *m, chm_layer_report report, void *user) {
+    for (int64_t i = 0; i < 2 * m->config->layers; i++) {
+        const chm_layer *layer = i % 2 ? &m->ffn[i / 2] : &m->mixer[i / 2];
+        for (int k = layer->first_param; layer->ops->after_step && k < layer->first_param + layer->params; k++) {
+            chm_param *p = m->param[k];
+            if (p->role != CHM_ROLE_OWN) continue;
+            const struct stepping s = {.step = {.size = sizeof s.step,
+                                                .param = p,
+                                                .count = p->count,
+                                                .value = p->value,
+                                                .tally = p->tally,
+                                                .report = pass_on},
+                                       .part = layer->part,
+                                       .report = report,
+                                       .user = user};
+            layer->ops->after_step(layer->self, &s.step);
+        }
+    }
+    chm_model_clear_tallies(m);
 }
 
 static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int first_state, chm_tensor *x) {

@@ -46,6 +46,8 @@ typedef struct chm_model {
     bool trainable;
     chm_map map; /* the .b158 it was opened from */
     struct chm_safetensors *file;
+    chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
+    struct chm_safetensors *experts;
     char *path;
     struct chm_tokenizer *tokenizer; /* chm_open's; NULL in a model made another way. chm_close releases it */
     /* what chm_model_save() writes of the tokenizer, set by whoever made the model: not owned; NULL: what the file says
@@ -65,6 +67,11 @@ int chm_model_allocate(chm_model *m);
 int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
+/* What layers change by rules of their own, once the optimiser has moved the rest, from what the passes of the step
+ * tallied; `report` (NULL: nobody listens) gets their numbers for the log. Clears the tallies. */
+typedef void (*chm_layer_report)(void *user, const char *part, const char *name, int64_t count, const float *value);
+void chm_model_after_step(chm_model *m, chm_layer_report report, void *user);
+void chm_model_clear_tallies(chm_model *m);
 /* Passes of the loop that training takes for one sequence of one step: 1 where there is no loop. */
 int chm_loop_depth(const struct chm_loop_config *config, uint64_t seed, int64_t step, int64_t stream);
 /* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
@@ -74,7 +81,7 @@ chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, 
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 
 /* ---- .b158 (core/model/b158.c) ---- */
-/* Writes the packed model, atomically. */
+/* Writes the packed model, atomically: into one file, or into two when it has experts (b158.h). */
 int chm_model_save(const chm_model *m, const char *path);
 /* Maps a .b158; the card is inside. verify: check every tensor's hash too. */
 int chm_model_open(const char *path, const chm_registry *registry, const struct chm_card_options *options, bool verify,
@@ -116,5 +123,8 @@ const char *chm_safetensors_meta(const chm_safetensors *s, const char *key);
 /* Atomic write. Tensors in the order given; align: pad tensors "_pad.N" keep every tensor on 64 bytes. */
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align);
+/* The same, left for the caller to commit; on failure the writer is abandoned. */
+int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                          const char *const *meta_key, const char *const *meta_value, int metas, bool align);
 
 #endif

@@ -13,7 +13,7 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
     chm_b158_note *all = NULL;
     char *card = chm_card_json(m->card);
     if (!card) return CHM_E_MEMORY;
-    all = chm_alloc((size_t)(2 + notes + kept) * sizeof *all);
+    all = chm_alloc((size_t)(4 + notes + kept) * sizeof *all);
     if (!all) {
         status = CHM_E_MEMORY;
         goto out;
@@ -45,7 +45,10 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
         if (is_training_note(m->file->meta_key[i]) && !again)
             all[count++] = (chm_b158_note){m->file->meta_key[i], m->file->meta_value[i]};
     }
-    status = chm_b158_write_with(path, m->param, m->params, card, all, count, tokenizer, tokenizer_bytes);
+    bool experts = false;
+    for (int i = 0; i < m->params; i++) experts = experts || m->param[i]->expert;
+    status = experts ? chm_experts_save(m, path, card, all, count, tokenizer, tokenizer_bytes)
+                     : chm_b158_write_with(path, m->param, m->params, card, all, count, tokenizer, tokenizer_bytes);
 out:
     chm_free(all);
     chm_free(card);
@@ -54,12 +57,31 @@ out:
 
 int chm_model_save(const chm_model *m, const char *path) { return chm_b158_save(m, path, NULL, 0); }
 
+/* Every parameter to its place: in one file, or the experts in the one beside it. */
+static int bind(const char *path, const chm_safetensors *file, const chm_experts *experts, chm_model *m, bool verify) {
+    const int64_t group = m->config->weight_group;
+    if (!experts->file) return chm_b158_bind(path, file, m->param, m->params, group, verify);
+    chm_param **list = chm_alloc(2 * (size_t)m->params * sizeof *list), **second = list + m->params;
+    int ours = 0, theirs = 0;
+    if (!list) return CHM_E_MEMORY;
+    for (int i = 0; i < m->params; i++)
+        if (m->param[i]->expert)
+            second[theirs++] = m->param[i];
+        else
+            list[ours++] = m->param[i];
+    int status = chm_b158_bind(path, file, list, ours, group, verify);
+    if (!status) status = chm_b158_bind(experts->path, experts->file, second, theirs, group, verify);
+    chm_free(list);
+    return status;
+}
+
 int chm_model_open(const char *path, const chm_registry *registry, const struct chm_card_options *options, bool verify,
                    chm_model **out) {
     chm_map map = {0};
     chm_safetensors *file = NULL;
     chm_card *card = NULL;
     chm_model *m = NULL;
+    chm_experts experts = {0};
     char *name = NULL;
     struct chm_card_options with = {0};
     *out = NULL;
@@ -71,6 +93,14 @@ int chm_model_open(const char *path, const chm_registry *registry, const struct 
     status = chm_safetensors_parse(path, map.data, map.size, &file);
     if (status) goto out;
     status = chm_b158_check(path, file);
+    if (status) goto out;
+    if (chm_experts_is_part(file)) {
+        status =
+            chm_fail(CHM_E_DATA,
+                     "%s: holds the experts of a model, not the model; name the file that was written beside it", path);
+        goto out;
+    }
+    status = chm_experts_open(path, file, &experts);
     if (status) goto out;
     name = chm_format("%s (the card inside)", path);
     if (!name) {
@@ -89,7 +119,7 @@ int chm_model_open(const char *path, const chm_registry *registry, const struct 
                           path, chm_quote(tokenizer).text, wanted);
         goto out;
     }
-    status = chm_b158_bind(path, file, m->param, m->params, m->config->weight_group, verify);
+    status = bind(path, file, &experts, m, verify);
     if (status) goto out;
     m->path = chm_strdup(path);
     if (!m->path) {
@@ -98,9 +128,13 @@ int chm_model_open(const char *path, const chm_registry *registry, const struct 
     }
     m->map = map;
     m->file = file;
+    m->experts_map = experts.map;
+    m->experts = experts.file;
+    experts = (chm_experts){.path = experts.path};
     *out = m;
 out:
     chm_free(name);
+    chm_experts_close(&experts);
     if (status) {
         chm_model_destroy(m);
         chm_safetensors_destroy(file);

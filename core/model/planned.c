@@ -148,32 +148,11 @@ static void span_knot(const chm_card *card, chm_declare *d, const chm_layer_info
     chm_declare_state(d, "mosaics", CHM_U64, 1, 2, (const int64_t[]){3, words});
 }
 
-/* A mixture of SwiGLU experts with a balancing bias (arXiv:2408.15664) */
-static void experts(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
-    const int64_t routed = (int64_t)chm_card_number(card, "backbone.moe.n_routed_experts", 16);
-    const int64_t all = routed + (int64_t)chm_card_number(card, "backbone.moe.n_shared_experts", 1);
-    const int64_t inner = (int64_t)chm_card_number(card, "backbone.moe.moe_intermediate_size", 1728);
-    char name[64];
-    chm_declare_matrix(d, "router", CHM_ROLE_FULL, chm_normal(0), routed, info->width);
-    vector(d, "router_bias", CHM_ROLE_FULL, routed);
-    for (int64_t e = 0; e < all; e++) {
-        static const char *const names[] = {"gate", "up"};
-        for (int i = 0; i < 2; i++) {
-            snprintf(name, sizeof name, "%s_%lld", names[i], (long long)e);
-            chm_declare_matrix(d, name, CHM_ROLE_TERNARY, chm_normal(0), inner, info->width);
-        }
-        snprintf(name, sizeof name, "down_%lld", (long long)e);
-        chm_declare_matrix(d, name, CHM_ROLE_TERNARY, chm_residual(), info->width, inner);
-        snprintf(name, sizeof name, "down_norm_%lld", (long long)e);
-        if (info->norm_before_linear) vector(d, name, CHM_ROLE_NORM, inner);
-    }
-}
-
 bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d, const chm_layer_info *info) {
     static const struct {
         const char *name;
         void (*declare)(const chm_card *card, chm_declare *d, const chm_layer_info *info);
-    } planned[] = {{"xlstm", xlstm}, {"titans", titans}, {"sk", span_knot}, {"moe", experts}};
+    } planned[] = {{"xlstm", xlstm}, {"titans", titans}, {"sk", span_knot}};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(planned); i++)
         if (!strcmp(planned[i].name, name)) {
             planned[i].declare(card, d, info);

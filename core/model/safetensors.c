@@ -386,14 +386,14 @@ static int add_entry(const char *path, json_t *root, const char *name, const chm
 /* The zeros that bring byte `at` of the data to the next multiple of 64. */
 static int64_t padding(uint64_t at) { return (int64_t)((ALIGNMENT - at % ALIGNMENT) % ALIGNMENT); }
 
-int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
-                          const char *const *meta_value, int metas, bool align) {
+int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                          const char *const *meta_key, const char *const *meta_value, int metas, bool align) {
     static const uint8_t zeros[ALIGNMENT];
     chm_string text = {0};
-    chm_writer writer = {0};
     uint8_t length[8];
     uint64_t at = 0;
     int status = CHM_OK;
+    memset(writer, 0, sizeof *writer);
     chm_json_begin();
     json_t *root = json_object(), *meta = NULL;
     if (!root) return memory(path);
@@ -444,23 +444,29 @@ int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int cou
         goto out;
     }
     for (int i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)text.length >> 8 * i);
-    status = chm_writer_open(&writer, path);
+    status = chm_writer_open(writer, path);
     if (status) goto out;
-    status = chm_writer_write(&writer, length, sizeof length);
-    if (!status) status = chm_writer_write(&writer, text.text, text.length);
+    status = chm_writer_write(writer, length, sizeof length);
+    if (!status) status = chm_writer_write(writer, text.text, text.length);
     at = 0;
     for (int i = 0; i < count && !status; i++) {
-        status = chm_writer_write(&writer, tensor[i].data, (size_t)tensor[i].bytes);
+        status = chm_writer_write(writer, tensor[i].data, (size_t)tensor[i].bytes);
         at += tensor[i].bytes;
         if (align && i + 1 < count && !status) {
-            status = chm_writer_write(&writer, zeros, (size_t)padding(at));
+            status = chm_writer_write(writer, zeros, (size_t)padding(at));
             at += (uint64_t)padding(at);
         }
     }
-    status = status ? status : chm_writer_commit(&writer);
-    chm_writer_abandon(&writer);
 out:
+    if (status) chm_writer_abandon(writer);
     chm_string_finish(&text);
     json_decref(root);
     return status;
+}
+
+int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                          const char *const *meta_value, int metas, bool align) {
+    chm_writer writer;
+    const int status = chm_safetensors_begin(&writer, path, tensor, count, meta_key, meta_value, metas, align);
+    return status ? status : chm_writer_commit(&writer);
 }

@@ -133,7 +133,8 @@ static int check_options(const struct chm_plugin *p) {
              o->offset % CHM_MAX(stored[o->type].alignment, 1)))
             return chm_fail(CHM_E_PLUGIN, "option '%s' would be stored at %zu of an instance of %u bytes", o->name,
                             o->offset, p->instance_size);
-        bool may_be_empty = o->type == CHM_OPT_STRING || o->type == CHM_OPT_INT_LIST || o->type == CHM_OPT_FLOAT_LIST ||
+        bool may_be_empty = o->offset == CHM_OPTION_CHECKED || o->type == CHM_OPT_STRING ||
+                            o->type == CHM_OPT_INT_LIST || o->type == CHM_OPT_FLOAT_LIST ||
                             o->type == CHM_OPT_STRING_LIST;
         if (!o->def && !may_be_empty) return chm_fail(CHM_E_PLUGIN, "option '%s' has no default", o->name);
         if (o->def && chm_option_parse(o, o->def, NULL, NULL))
@@ -211,12 +212,22 @@ static int check_ops(const struct chm_plugin *p) {
     }
 }
 
+/* Names with dots between: "backbone.moe" */
+static bool is_section(const char *section) {
+    for (const char *c = section;; c++) {
+        const size_t n = strcspn(c, ".");
+        if (!is_name(c, n)) return false;
+        c += n;
+        if (!*c) return true;
+    }
+}
+
 int chm_check_descriptor(const struct chm_plugin *p) {
     int status;
     if (!p->name || !*p->name) return chm_fail(CHM_E_PLUGIN, "its descriptor has no name");
     if (!is_name(p->name, strlen(p->name)))
         return chm_fail(CHM_E_PLUGIN, "its name '%.80s' is not made of letters, digits and underscores", p->name);
-    if (p->section && !is_name(p->section, strlen(p->section)))
+    if (p->section && !is_section(p->section))
         return chm_fail(CHM_E_PLUGIN, "its card section '%.80s' is not made of letters, digits and underscores",
                         p->section);
     const char *at = p->aliases, *word;

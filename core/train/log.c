@@ -130,6 +130,28 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
     return finish_line(t, &line);
 }
 
+void chm_train_metric(void *trainer, const char *part, const char *name, int64_t count, const float *value) {
+    chm_string *s = &((chm_trainer *)trainer)->metrics;
+    chm_string_add(s, "%s\"%s.%s\":%s", s->length > 0 ? "," : "", part, name, count == 1 ? "" : "[");
+    for (int64_t i = 0; i < count; i++)
+        if (isfinite(value[i]))
+            chm_string_add(s, "%s%.7g", i ? "," : "", (double)value[i]);
+        else
+            chm_string_add(s, "%snull", i ? "," : "");
+    if (count != 1) chm_string_add(s, "]");
+}
+
+/* What the layers said of the step just taken; most say nothing. */
+static int log_metrics(chm_trainer *t) {
+    chm_string line = {0};
+    if (t->metrics.failed) return chm_fail(CHM_E_MEMORY, "out of memory for a line of %s", t->log_path);
+    if (t->metrics.length == 0) return CHM_OK;
+    begin_line(t, &line, "layers");
+    chm_string_add(&line, ",\"values\":{%s}", t->metrics.text);
+    chm_string_finish(&t->metrics);
+    return finish_line(t, &line);
+}
+
 int chm_train_report(chm_trainer *t, double lr) {
     chm_run_state *run = &t->run;
     chm_string line = {0};
@@ -155,7 +177,8 @@ int chm_train_report(chm_trainer *t, double lr) {
     }
     add_number(&line, "tokens_per_second", p.tokens_per_second);
     add_number(&line, "seconds", p.seconds);
-    const int status = finish_line(t, &line);
+    int status = finish_line(t, &line);
+    if (status == CHM_OK) status = log_metrics(t);
     run->reported_loss = p.loss;
     run->reported = run->step;
     run->loss = 0;

@@ -83,7 +83,10 @@ static void clear_pieces(void *arg, int64_t begin, int64_t end, int worker) {
         memset(t->piece[i].param->grad + t->piece[i].first, 0, (size_t)t->piece[i].count * sizeof(float));
 }
 
-void chm_train_clear(chm_trainer *t) { chm_parallel(t->pool, t->pieces, 4, clear_pieces, t); }
+void chm_train_clear(chm_trainer *t) {
+    chm_parallel(t->pool, t->pieces, 4, clear_pieces, t);
+    chm_model_clear_tallies(t->model);
+}
 
 static void clear_streams(chm_trainer *t) {
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) {
@@ -164,6 +167,8 @@ int chm_train_step(chm_trainer *t, double *lr) {
         const double most = t->config->grad_clip;
         chm_train_update(t, most > 0 && norm > most ? (float)(most / norm) : 1.0f, *lr, weight_decay, ++run->applied,
                          false);
+        chm_string_finish(&t->metrics);
+        chm_model_after_step(t->model, t->metrics_wanted ? chm_train_metric : NULL, t);
         run->loss += loss;
         run->loss_targets += targets;
         run->gradient_norm = norm;

@@ -89,7 +89,7 @@ static int allocate(chm_trainer *t) {
     int status = chm_model_allocate(t->model);
     if (status != CHM_OK) return status;
     for (int i = 0; i < m->params; i++) {
-        t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
+        if (m->param[i]->grad) t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
         t->floats += (m->param[i]->count + 15) / 16 * 16;
     }
     t->piece = chm_alloc((size_t)t->pieces * sizeof *t->piece);
@@ -108,7 +108,7 @@ static int allocate(chm_trainer *t) {
     int64_t n = 0, offset = 0;
     for (int i = 0; i < m->params; i++) {
         chm_param *p = m->param[i];
-        for (int64_t first = 0; first < p->count; first += CHM_PIECE)
+        for (int64_t first = 0; p->grad && first < p->count; first += CHM_PIECE)
             t->piece[n++] = (chm_piece){p, first, CHM_MIN(p->count - first, CHM_PIECE), offset + first};
         offset += (p->count + 15) / 16 * 16;
     }
@@ -398,6 +398,8 @@ static int run(chm_trainer *t) {
                             "stopped after step %lld of %s%lld, everything is saved; go on by --resume",
                             (long long)r->step, r->settled ? "" : "about ", (long long)r->steps);
         }
+        const bool report = (r->step + 1) * per_step / interval != r->step * per_step / interval;
+        t->metrics_wanted = report || r->step + 1 == r->steps;
         if ((status = chm_train_step(t, &lr)) != CHM_OK) return status;
         if (r->skipped_in_a_row >= CHM_MOST_SKIPPED)
             return chm_fail(CHM_E_VERDICT,
@@ -407,8 +409,7 @@ static int run(chm_trainer *t) {
                             "grad_clip (now %g)",
                             CHM_MOST_SKIPPED, (long long)r->step, t->checkpoint_path, t->config->lr,
                             t->config->grad_clip);
-        if (r->step * per_step / interval != (r->step - 1) * per_step / interval)
-            if ((status = chm_train_report(t, lr)) != CHM_OK) return status;
+        if (report && (status = chm_train_report(t, lr)) != CHM_OK) return status;
         /* none amid skipped steps: the last good state stays */
         if (chm_now() - saved_at >= checkpoint_interval(t) && r->skipped_in_a_row == 0 && r->step < r->steps) {
             if ((status = save(t)) != CHM_OK) return status;
@@ -456,6 +457,7 @@ static void release(chm_trainer *t) {
     chm_corpus_finish(&t->corpus);
     chm_tokenizer_close(&t->tokenizer);
     chm_model_destroy(t->model);
+    chm_string_finish(&t->metrics);
     chm_free(t->card);
     chm_free(t->log_path);
     chm_free(t->checkpoint_path);

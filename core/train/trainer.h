@@ -71,6 +71,9 @@ typedef struct chm_trainer {
     double stepping_since;  /* chm_now() when this session's steps began */
     int64_t first_step;     /* and which that was */
 
+    bool metrics_wanted; /* the step at hand will be reported */
+    chm_string metrics;  /* what its layers said of it: JSON, without the braces */
+
     char *log_path, *checkpoint_path, *model_path, *card_path, *lock_path;
     FILE *log;
     int lock;
@@ -82,6 +85,8 @@ void chm_train_message(const chm_trainer *t, const char *format, ...) CHM_PRINTF
 int chm_train_log_open(chm_trainer *t, bool resume);
 int chm_train_log_line(chm_trainer *t, const chm_string *line); /* adds the newline, flushes */
 int chm_train_report(chm_trainer *t, double lr);
+/* A layer's number for the next report: a chm_layer_report of the trainer. */
+void chm_train_metric(void *trainer, const char *part, const char *name, int64_t count, const float *value);
 int chm_train_log_skip(chm_trainer *t);
 int chm_train_log_budget(chm_trainer *t);
 int chm_train_log_validation(chm_trainer *t, const chm_score *score);
@@ -104,7 +109,7 @@ int64_t chm_train_group(const chm_trainer *t, int64_t first);
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets);
 double chm_train_norm(chm_trainer *t);    /* of the gradient, over all parameters */
-void chm_train_clear(chm_trainer *t);     /* gradients to zero */
+void chm_train_clear(chm_trainer *t);     /* gradients and tallies to zero */
 void chm_train_clear_all(chm_trainer *t); /* and the optimiser, and the streams */
 /* AdamW with the gradient times gscale; clears the gradient. rehearse: everything but the weights. */
 void chm_train_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse);

@@ -119,8 +119,9 @@ struct chm_option {
     const char *name;
     enum chm_option_type type;
     size_t offset;
-    const char *def;     /* default, as text in JSON spelling: "256", "true", "mlstm", "[64, 64]" */
-    double min, max;     /* numbers and list items; both 0: any. list_min, list_max: the same for the length */
+    const char *def; /* default, as text in JSON spelling: "256", "true", "mlstm", "[64, 64]"; NULL: a text or a list
+                        stays empty, a key that is only checked stays unset */
+    double min, max; /* numbers and list items; both 0: any. list_min, list_max: the same for the length */
     const char *choices; /* "a|b|c" */
     const char *doc;     /* one sentence: meaning, unit, source */
     int32_t list_min, list_max;
@@ -332,13 +333,28 @@ struct chm_backend_ops {
 /* ---- Layers --------------------------------------------------------------------------------------------------------
  */
 
+/* What after_step is handed: one parameter of CHM_ROLE_OWN. */
+typedef struct chm_after_step {
+    uint32_t size, reserved;
+    const chm_param *param;
+    int64_t count;
+    float *value;       /* [count], to be changed */
+    const float *tally; /* [count]: what the step's passes added with chm_tally() */
+    /* numbers for the log, by a name such as "moe.load"; copied */
+    void (*report)(const struct chm_after_step *s, const char *name, int64_t count, const float *value);
+    void *reserved_members[4];
+} chm_after_step;
+
 struct chm_layer_ops {
     uint32_t size, reserved;
     /* mandatory: declare parameters and state, keep the handles in `self`. Non-zero: chm_declare->fail was called */
     int (*declare)(void *self, chm_declare *d, const chm_layer_info *info);
     /* mandatory: x [rows, width], already normalised -> y [rows, width], to be added to the residual */
     chm_tensor *(*forward)(const void *self, chm_graph *g, chm_tensor *x);
-    void *reserved_ops[8];
+    /* may be NULL: once for every parameter of CHM_ROLE_OWN, after the optimiser moved the others; never between the
+     * passes of a step whose gradient accumulates, nor for a step that was skipped */
+    void (*after_step)(const void *self, const chm_after_step *s);
+    void *reserved_ops[7];
 };
 
 /* ---- Tokenizers ----------------------------------------------------------------------------------------------------

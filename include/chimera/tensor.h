@@ -222,7 +222,12 @@ struct chm_graph_ops {
     chm_tensor *(*look)(chm_graph *g, const chm_window *w, const void *layer, chm_tensor *const *ask,
                         chm_tensor *const *entry, const int *rings, int64_t heads, int64_t out_width);
     chm_tensor *(*rope)(chm_graph *g, chm_tensor *x, int64_t group, int64_t rotary, double theta);
-    void *reserved[16];
+    void *(*memory)(chm_graph *g, size_t bytes);
+    chm_tensor *(*gather_rows)(chm_graph *g, chm_tensor *x, const int32_t *row, int64_t rows);
+    chm_tensor *(*scatter_rows)(chm_graph *g, chm_tensor *base, chm_tensor *const *part, int64_t parts,
+                                const int32_t *row, chm_tensor *weight, const int32_t *column);
+    float *(*tally)(chm_graph *g, chm_param *p);
+    void *reserved[12];
 };
 
 struct chm_graph {
@@ -296,8 +301,26 @@ static inline chm_tensor *chm_apply(chm_graph *g, const chm_operator *op, const 
                                     int64_t out_width) {
     return g->ops->apply(g, op, self, in, out_width);
 }
+/* Rows chosen while the pass runs, and put back. For layers that send rows different ways: read the data of a tensor,
+ * write lists into chm_memory(), gather. Lists and memory live as long as the pass's tensors. */
+/* 64-byte aligned, contents undefined; also for the `self` of an operator. NULL: out of memory, and the host knows */
+static inline void *chm_memory(chm_graph *g, size_t bytes) { return g->ops->memory(g, bytes); }
+/* y[i] = x[row[i]], i < rows; rows may repeat, be left out, and be none */
+static inline chm_tensor *chm_gather_rows(chm_graph *g, chm_tensor *x, const int32_t *row, int64_t rows) {
+    return g->ops->gather_rows(g, x, row, rows);
+}
+/* y = base; then part by part and row by row y[row[i]] += weight[row[i]][column[i]] * part[i], each operation rounded.
+ * row and column run on from part to part. base NULL: zeros, as many rows as weight; weight (and column) NULL: ones */
+static inline chm_tensor *chm_scatter_rows(chm_graph *g, chm_tensor *base, chm_tensor *const *part, int64_t parts,
+                                           const int32_t *row, chm_tensor *weight, const int32_t *column) {
+    return g->ops->scatter_rows(g, base, part, parts, row, weight, column);
+}
+/* Numbers that the passes of a training step add up, as many as a parameter of CHM_ROLE_OWN has, for after_step of
+ * plugin.h to read. NULL: this pass is no training. */
+static inline float *chm_tally(chm_graph *g, chm_param *p) { return g->ops->tally(g, p); }
 /* Name a tensor so that diagnostics, test-time training and tests can see (or replace) it; returns the tensor to go on
- * with. Costs nothing when nobody listens. */
+ * with. Costs nothing when nobody listens. A name that ends in ".choice" marks what a comparison decided, which tests
+ * of gradients hold still. */
 static inline chm_tensor *chm_tap(chm_graph *g, const char *name, chm_tensor *x) { return g->ops->tap(g, name, x); }
 
 /* ---- Declaration --------------------------------------------------------------------------------------------------
@@ -308,6 +331,7 @@ enum chm_role {
     CHM_ROLE_FULL,        /* f32: gates, convolutions, routers; weight decay applies to matrices */
     CHM_ROLE_NORM,        /* f32, no weight decay: norm gains, biases, A_log */
     CHM_ROLE_EMBEDDING,   /* the host's own: quantization.embedding */
+    CHM_ROLE_OWN,         /* f32, no gradient: the layer's own to change, in after_step of plugin.h */
 };
 
 enum chm_init_kind {
