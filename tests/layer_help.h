@@ -7,6 +7,7 @@
 
 #include "model/layer_alone.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,6 +73,106 @@ static inline const float *floats(const struct file *f, const char *name, int64_
 static inline bool is_result(const char *name) {
     return !strcmp(name, "y") || !strcmp(name, "dx") || !strncmp(name, "final.", 6) || !strncmp(name, "grad.", 5) ||
            !strncmp(name, "gradstate.", 10);
+}
+
+/* rms(a - want) / rms(want) */
+static inline double relative_error(const float *a, const float *want, int64_t n) {
+    double error = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double d = (double)a[i] - (double)want[i];
+        error += d * d;
+        size += (double)want[i] * (double)want[i];
+    }
+    if (!isfinite(error)) return INFINITY;
+    return error == 0 ? 0 : size > 0 ? sqrt(error / size) : INFINITY;
+}
+
+static inline void golden_path(const char *name, char path[4096]) {
+    snprintf(path, 4096, "%s/tests/golden/%s.safetensors", getenv("CHM_SOURCE_ROOT"), name);
+}
+
+/* A layer over the rows of a file; plain: without quantisation. */
+static inline void run_layer_file(chm_runtime *r, const char *plugin, const char *in, const char *out, bool step,
+                                  bool grad, bool plain) {
+    static const char *const sets[] = {"quantization.method=none"};
+    const chm_overlay overlay = {.size = sizeof overlay, .set_count = plain, .set = sets, .no_environment = 1};
+    const chm_layer_options options = {.size = sizeof options,
+                                       .plugin = plugin,
+                                       .overlay = &overlay,
+                                       .in = in,
+                                       .out = out,
+                                       .grad = grad,
+                                       .step = step};
+    if (chm_layer_run(r, &options)) fail_msg("%s", chm_error());
+}
+
+/* Every result of a golden file, with gradients, in chunk and step form on every backend; `out` is written over. */
+static inline void expect_golden(const char *plugin, const char *name, const char *out, double tolerance) {
+    char path[4096];
+    golden_path(name, path);
+    for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++) {
+        chm_runtime *r = try_runtime(backends[b], 2);
+        for (int step = 0; r && step < 2; step++) {
+            struct file golden, got;
+            double worst = 0;
+            int compared = 0;
+            open_file(&golden, path);
+            run_layer_file(r, plugin, path, out, step, true, true);
+            open_file(&got, out);
+            for (int i = 0; i < golden.st->count; i++) {
+                const char *result = golden.st->tensor[i].name;
+                int64_t n, m;
+                if (!is_result(result)) continue;
+                const float *a = floats(&got, result, &n), *c = floats(&golden, result, &m);
+                assert_int_equal(n, m);
+                const double error = relative_error(a, c, n);
+                if (!(error <= tolerance))
+                    fail_msg("%s, %s, %s: %s is off by %.2g", name, step ? "step" : "chunk", backends[b], result,
+                             error);
+                worst = error > worst ? error : worst;
+                compared++;
+            }
+            assert_int_equal(compared, got.st->count);
+            print_message("%-19s %-5s %-8s %d tensors, worst %.1e, tolerance %.0e\n", name, step ? "step" : "chunk",
+                          backends[b], compared, worst, tolerance);
+            close_file(&got);
+            close_file(&golden);
+        }
+        chm_runtime_destroy(r);
+    }
+}
+
+/* The numeric contract: the bytes of inference do not depend on backend or threads, in f32 and in the card's
+ * arithmetic. */
+static inline void expect_same_bytes(const char *plugin, const char *name, const char *out) {
+    char path[4096];
+    golden_path(name, path);
+    for (int plain = 0; plain < 2; plain++) {
+        float *first = NULL;
+        int64_t count = 0;
+        for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++)
+            for (int threads = 1; threads <= 4; threads++) {
+                chm_runtime *r = try_runtime(backends[b], threads);
+                if (!r) continue;
+                struct file got;
+                int64_t n;
+                run_layer_file(r, plugin, path, out, true, false, plain);
+                open_file(&got, out);
+                const float *y = floats(&got, "y", &n);
+                if (!first) {
+                    first = malloc((size_t)n * sizeof *first);
+                    assert_non_null(first);
+                    memcpy(first, y, (size_t)n * sizeof *first);
+                    count = n;
+                }
+                assert_int_equal(n, count);
+                if (memcmp(first, y, (size_t)n * sizeof *first) != 0)
+                    fail_msg("%s: %s with %d threads gives other bytes", name, backends[b], threads);
+                close_file(&got);
+                chm_runtime_destroy(r);
+            }
+        free(first);
+    }
 }
 
 static inline char *report_of(chm_runtime *r, const char *plugin, const char *const *sets, uint32_t count, int64_t rows,

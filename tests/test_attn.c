@@ -38,105 +38,17 @@ static int tear_down(void **state) {
 
 /* ---- the layer against golden files ---- */
 
-static double relative(const float *a, const float *b, int64_t n) {
-    double error = 0, size = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double d = (double)a[i] - (double)b[i];
-        error += d * d;
-        size += (double)b[i] * (double)b[i];
-    }
-    if (!isfinite(error)) return INFINITY;
-    return error == 0 ? 0 : size > 0 ? sqrt(error / size) : INFINITY;
-}
-
 static const char *const golden_layers[] = {"attn_qwen3", "attn_llama", "attn_carried"};
-
-static void run_layer(chm_runtime *r, const char *in, bool step, bool grad, bool plain) {
-    static const char *const sets[] = {"quantization.method=none"};
-    const chm_overlay overlay = {.size = sizeof overlay, .set_count = plain, .set = sets, .no_environment = 1};
-    const chm_layer_options options = {.size = sizeof options,
-                                       .plugin = "attn",
-                                       .overlay = &overlay,
-                                       .in = in,
-                                       .out = made(OUT),
-                                       .grad = grad,
-                                       .step = step};
-    if (chm_layer_run(r, &options)) fail_msg("%s", chm_error());
-}
 
 static void test_golden_layers(void **state) {
     (void)state;
-    static const double tolerance = 1e-5;
-    char path[4096];
-    for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++) {
-        chm_runtime *r = try_runtime(backends[b], 2);
-        if (!r) continue;
-        for (size_t g = 0; g < CHM_ARRAY_COUNT(golden_layers); g++)
-            for (int step = 0; step < 2; step++) {
-                struct file golden, got;
-                double worst = 0;
-                int compared = 0;
-                snprintf(path, sizeof path, "%s/tests/golden/%s.safetensors", getenv("CHM_SOURCE_ROOT"),
-                         golden_layers[g]);
-                open_file(&golden, path);
-                run_layer(r, path, step, true, true);
-                open_file(&got, made(OUT));
-                for (int i = 0; i < golden.st->count; i++) {
-                    const chm_st_tensor *want = &golden.st->tensor[i];
-                    if (!is_result(want->name)) continue;
-                    int64_t n, m;
-                    const float *a = floats(&got, want->name, &n), *c = floats(&golden, want->name, &m);
-                    assert_int_equal(n, m);
-                    const double error = relative(a, c, n);
-                    if (!(error <= tolerance))
-                        fail_msg("%s, %s, %s: %s is off by %.2g", golden_layers[g], step ? "step" : "chunk",
-                                 backends[b], want->name, error);
-                    worst = error > worst ? error : worst;
-                    compared++;
-                }
-                assert_int_equal(compared, got.st->count);
-                print_message("%-13s %-5s %-8s %d tensors, worst %.1e, tolerance %.0e\n", golden_layers[g],
-                              step ? "step" : "chunk", backends[b], compared, worst, tolerance);
-                close_file(&got);
-                close_file(&golden);
-            }
-        chm_runtime_destroy(r);
-    }
+    for (size_t g = 0; g < CHM_ARRAY_COUNT(golden_layers); g++)
+        expect_golden("attn", golden_layers[g], made(OUT), 1e-5);
 }
 
-/* The numeric contract: the bytes of inference do not depend on backend or threads, in f32 and in the card's
- * arithmetic. */
 static void test_same_bytes(void **state) {
     (void)state;
-    char path[4096];
-    for (size_t g = 0; g < CHM_ARRAY_COUNT(golden_layers); g++)
-        for (int plain = 0; plain < 2; plain++) {
-            float *first = NULL;
-            int64_t count = 0;
-            snprintf(path, sizeof path, "%s/tests/golden/%s.safetensors", getenv("CHM_SOURCE_ROOT"), golden_layers[g]);
-            for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++)
-                for (int threads = 1; threads <= 4; threads++) {
-                    chm_runtime *r = try_runtime(backends[b], threads);
-                    if (!r) continue;
-                    struct file got;
-                    int64_t n;
-                    run_layer(r, path, true, false, plain);
-                    open_file(&got, made(OUT));
-                    const float *y = floats(&got, "y", &n);
-                    if (!first) {
-                        first = malloc((size_t)n * sizeof *first);
-                        assert_non_null(first);
-                        memcpy(first, y, (size_t)n * sizeof *first);
-                        count = n;
-                    }
-                    assert_int_equal(n, count);
-                    if (memcmp(first, y, (size_t)n * sizeof *first) != 0)
-                        fail_msg("%s: %s with %d threads gives other bytes", golden_layers[g], backends[b], threads);
-                    close_file(&got);
-                    chm_runtime_destroy(r);
-                }
-            free(first);
-        }
+    for (size_t g = 0; g < CHM_ARRAY_COUNT(golden_layers); g++) expect_same_bytes("attn", golden_layers[g], made(OUT));
 }
 
 /* ---- the generated tests ---- */
@@ -314,8 +226,8 @@ static void test_documents(void **state) {
             assert_non_null(out);
             memcpy(g->ops->grad(g, out), dy + first * width, (size_t)(count * width) * 4);
             assert_int_equal(chm_backward(c), CHM_OK);
-            assert_true(relative(out->data, y + first * width, count * width) < 1e-6);
-            assert_true(relative(in->grad, dx + first * width, count * width) < 2e-6);
+            assert_true(relative_error(out->data, y + first * width, count * width) < 1e-6);
+            assert_true(relative_error(in->grad, dx + first * width, count * width) < 2e-6);
             first += count;
         }
     free(x), free(y), free(dy), free(dx);

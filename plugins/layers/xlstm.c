@@ -452,7 +452,7 @@ static void slstm_row(const chm_head *h, float *s, const float *const *in, float
         const float i = raw[I * d + j], kept = log_f[j] + m[j];
         const bool wins = empty || !(kept > i);
         const float m_new = wins ? i : kept;
-        raw[F * d + j] = empty ? 0 : (m[j] - m_new) + log_f[j];
+        raw[F * d + j] = empty ? -200 : (m[j] - m_new) + log_f[j]; /* e^-200 is 0 */
         raw[I * d + j] = i - m_new;
         m[j] = m_new;
         if (trace) trace[T_WINS * d + j] = wins ? 1 : 0;
