@@ -54,6 +54,17 @@ static float dot(const float *a, const float *b, int64_t n) {
     return s[0];
 }
 
+static float total(const float *a, int64_t n) {
+    float s[16] = {0};
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int l = 0; l < 16; l++) s[l] += a[i + l];
+    for (int l = 0; i + l < n; l++) s[l] += a[i + l];
+    for (int half = 8; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) s[l] += s[l + half];
+    return s[0];
+}
+
 static int64_t chunk_rows(const void *layer) {
     (void)layer;
     return ROWS;
@@ -65,9 +76,13 @@ enum { Q, K, V, INPUT, FORGET };
 
 static float query_scale(const chm_head *h) { return 1.0f / sqrtf((float)h->in_width[Q]); }
 
-/* h = num / (max(|den|, e^-m) + epsilon); out holds num */
-static void divide(float *out, int64_t n, float den, float floor) {
-    const float a = absolute(den), by = (a > floor ? a : floor) + epsilon;
+/* max(|den|, e^-m) + epsilon */
+static float denominator(float den, float floor) {
+    const float a = absolute(den);
+    return (a > floor ? a : floor) + epsilon;
+}
+
+static void divide(float *out, int64_t n, float by) {
     for (int64_t j = 0; j < n; j++) out[j] = out[j] / by;
 }
 
@@ -86,7 +101,7 @@ static void mlstm_step(const chm_head *h, void *const *state, const float *const
         n[i] = n[i] * weight[0] + key[i];
     }
     h->kernels->outer_step(state[0], d, h->in_width[V], in[Q], key, in[V], weight[0], query_scale(h), out);
-    if (out) divide(out, h->out_width, query_scale(h) * dot(in[Q], n, d), weight[2]);
+    if (out) divide(out, h->out_width, denominator(query_scale(h) * dot(in[Q], n, d), weight[2]));
 }
 
 static void mlstm_read(const chm_head *h, void *const *state, const float *const *in, float *out) {
@@ -94,7 +109,7 @@ static void mlstm_read(const chm_head *h, void *const *state, const float *const
     float floor;
     h->kernels->unary(CHM_EXP, &minus, 1, &floor);
     h->kernels->delta_read(state[0], h->in_width[K], h->in_width[V], in[Q], query_scale(h), out);
-    divide(out, h->out_width, query_scale(h) * dot(in[Q], n, h->in_width[K]), floor);
+    divide(out, h->out_width, denominator(query_scale(h) * dot(in[Q], n, h->in_width[K]), floor));
 }
 
 /*
@@ -135,13 +150,12 @@ static void mlstm_gates(const chm_head *h, float m0, const float *const *in, str
     h->kernels->unary(CHM_EXP, &g->kept, 1, &g->kept);
 }
 
-/* D_ij = e^(u_j - mu_i), zero above the diagonal */
+/* D_ij = e^(u_j - mu_i), j <= i */
 static void mlstm_weights(const chm_head *h, const struct mlstm_gates *g, float *D) {
     for (int64_t i = 0; i < h->rows; i++) {
         float *row = D + i * ROWS;
         for (int64_t j = 0; j <= i; j++) row[j] = (float)(g->u[j] - g->mu[i]);
         h->kernels->unary(CHM_EXP, row, i + 1, row);
-        for (int64_t j = i + 1; j < h->rows; j++) row[j] = 0;
     }
 }
 
@@ -164,6 +178,11 @@ static void scale_rows(int64_t rows, int64_t n, float c, const float *factor, co
     }
 }
 
+/* zeros of row i above the diagonal, as far as its block */
+static void clear_above(int64_t i, int64_t rows, float *row) {
+    for (int64_t j = i + 1; j < rows && j % BLOCK; j++) row[j] = 0;
+}
+
 /* the lower triangle of C = A B in blocks, A [rows][k], B [k][rows] */
 static void product_lower(const chm_head *h, int64_t k, const float *a, int64_t lda, const float *b, float *c) {
     for (int64_t i = 0; i < h->rows; i += BLOCK) {
@@ -172,7 +191,7 @@ static void product_lower(const chm_head *h, int64_t k, const float *a, int64_t 
     }
 }
 
-/* C += T B, T lower triangular with zeros above the diagonal, B [rows][n] */
+/* C += T B, T lower triangular with zeros above the diagonal in its blocks, B [rows][n] */
 static void lower_times(const chm_head *h, int64_t n, const float *t, const float *b, float *c, int64_t ld) {
     for (int64_t i = 0; i < h->rows; i += BLOCK) {
         const int64_t m = h->rows - i < BLOCK ? h->rows - i : BLOCK;
@@ -197,10 +216,9 @@ static void mlstm_scores(const chm_head *h, const struct mlstm_gates *g, const f
     for (int64_t i = 0; i < h->rows; i++) {
         float *a = A + i * ROWS;
         const float *weight = D + i * ROWS;
-        float sum = 0;
-        for (int64_t j = 0; j < h->rows; j++) a[j] = j <= i ? s * (a[j] * weight[j]) : 0;
-        for (int64_t j = 0; j <= i; j++) sum += a[j];
-        den[i] = s * g->before[i] * dot(q + i * ld, n0, d) + sum;
+        for (int64_t j = 0; j <= i; j++) a[j] = s * (a[j] * weight[j]);
+        clear_above(i, h->rows, a);
+        den[i] = s * g->before[i] * dot(q + i * ld, n0, d) + total(a, i + 1);
     }
 }
 
@@ -230,8 +248,8 @@ static void mlstm_rows(const chm_head *h, void *const *state, const float *const
     scale_rows(rows, d, query_scale(h), g.before, O, O, ld);
     lower_times(h, d, A, value, O, ld);
     for (int64_t i = 0; i < rows; i++) {
-        divide(O + i * ld, d, den[i], g.floor[i]);
-        memcpy(out + i * h->out_stride, O + i * ld, (size_t)d * sizeof *out);
+        const float part = 1 / denominator(den[i], g.floor[i]);
+        for (int64_t j = 0; j < d; j++) out[i * h->out_stride + j] = part * O[i * ld + j];
     }
     if (!advance) return;
     scale_rows(rows, d, 1, g.write, key, key, ld);
@@ -312,21 +330,23 @@ static void mlstm_back_ask(struct mlstm_back *b, const float *q, const float *do
     pack(rows, d, q, h->in_stride[Q], b->ask, ld);
     mlstm_scores(h, &b->g, b->D, b->ask, ld, b->KT, b->n, b->A, den);
     for (int64_t i = 0; i < rows; i++) {
-        const float a = absolute(den[i]), by = (a > b->g.floor[i] ? a : b->g.floor[i]) + epsilon;
-        for (int64_t j = 0; j < d; j++) b->dnum[i * ld + j] = dout[i * h->out_stride + j] / by;
+        const float part = 1 / denominator(den[i], b->g.floor[i]);
+        for (int64_t j = 0; j < d; j++) b->dnum[i * ld + j] = part * dout[i * h->out_stride + j];
     }
     product_lower(h, d, b->dnum, ld, b->VT, b->P);
     h->kernels->block_matmul(rows, d, d, b->dnum, ld, 1, b->CT, ld, b->T, ld, 0);
     for (int64_t i = 0; i < rows; i++) {
-        const float a = absolute(den[i]), floor = b->g.floor[i], by = (a > floor ? a : floor) + epsilon;
+        const float floor = b->g.floor[i], by = denominator(den[i], floor);
+        const bool active = absolute(den[i]) > floor;
         float *p = b->P + i * ROWS;
         const float *weight = b->D + i * ROWS;
         const float before = s * b->g.before[i];
         const float x = before * dot(b->ask + i * ld, b->T + i * ld, d) + dot(b->A + i * ROWS, p, i + 1);
-        dden[i] = a > floor ? (den[i] < 0 ? x : -x) / by : 0;
+        dden[i] = active ? (den[i] < 0 ? x : -x) / by : 0;
         b->dmu[i] -= (double)x * (double)(epsilon / by);
-        if (!(a > floor)) b->db[i] += (double)x * (double)(floor / by);
-        for (int64_t j = 0; j < rows; j++) p[j] = j <= i ? s * weight[j] * (p[j] + dden[i]) : 0;
+        if (!active) b->db[i] += (double)x * (double)(floor / by);
+        for (int64_t j = 0; j <= i; j++) p[j] = s * weight[j] * (p[j] + dden[i]);
+        clear_above(i, rows, p);
         for (int64_t j = 0; j < d; j++) b->T[i * ld + j] = before * (b->T[i * ld + j] + dden[i] * b->n[j]);
     }
     if (dq) {
