@@ -410,6 +410,14 @@ int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool) {
             for (int64_t k = 0; k < p->count; k++)
                 p->value[k] = p->count > 1 ? init->a + (init->b - init->a) * (float)k / (float)(p->count - 1) : init->a;
             break;
+        case CHM_INIT_FORGET: {
+            const int64_t group = init->b > 1 ? (int64_t)init->b : 1;
+            for (int64_t k = 0; k < p->count; k++) {
+                const double u = group > 1 ? (double)(k % group) / (double)(group - 1) : 0;
+                p->value[k] = (float)(5 - 12 * pow(u, (double)init->a));
+            }
+            break;
+        }
         case CHM_INIT_CUSTOM: {
             double *uniform = chm_alloc((size_t)p->count * sizeof *uniform);
             if (!uniform) return CHM_E_MEMORY;

@@ -82,20 +82,6 @@ static void before_output(chm_declare *d, const chm_layer_info *info, int64_t wi
 
 /* ---- layers ---- */
 
-/* mLSTM (arXiv:2405.04517): a matrix memory per head with its normaliser and stabiliser */
-static void xlstm(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
-    static const char *const linears[] = {"q", "k", "v", "og"}, *const gate[] = {"i", "f"};
-    const int64_t inner = info->heads * info->head_dim, dim = info->head_dim;
-    (void)card;
-    matrices(d, linears, 4, inner, info->width);
-    matrices(d, (const char *const[]){"o"}, 1, info->width, inner);
-    gates(d, gate, 2, info->heads, info->width, true);
-    vector(d, "head_norm", CHM_ROLE_NORM, inner);
-    before_output(d, info, inner);
-    chm_declare_state(d, "memory", CHM_F32, info->heads, 2, (const int64_t[]){dim, dim + 1});
-    chm_declare_state(d, "stabiliser", CHM_F32, info->heads, 1, (const int64_t[]){1});
-}
-
 /* Titans, memory as context (arXiv:2501.00663): a decayed core, a two-layer memory learnt at run time, slots */
 static void titans(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
     static const char *const linears[] = {"q", "k", "v"};
@@ -152,7 +138,7 @@ bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d,
     static const struct {
         const char *name;
         void (*declare)(const chm_card *card, chm_declare *d, const chm_layer_info *info);
-    } planned[] = {{"xlstm", xlstm}, {"titans", titans}, {"sk", span_knot}};
+    } planned[] = {{"titans", titans}, {"sk", span_knot}};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(planned); i++)
         if (!strcmp(planned[i].name, name)) {
             planned[i].declare(card, d, info);

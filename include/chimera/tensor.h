@@ -341,6 +341,7 @@ enum chm_init_kind {
     CHM_INIT_CONSTANT, /* a */
     CHM_INIT_LINSPACE, /* a .. b over the elements */
     CHM_INIT_CUSTOM,   /* fill(self, uniform, n, out): from n uniforms in (0,1) */
+    CHM_INIT_FORGET,   /* 5 - 12 u^a, u from 0 to 1 over every b elements: logits of forget gates, arXiv:2405.04517 */
 };
 
 typedef struct chm_init {
@@ -427,6 +428,12 @@ static inline chm_init chm_constant(float value) {
 }
 static inline chm_init chm_linspace(float first, float last) {
     chm_init i = {CHM_INIT_LINSPACE, first, last, NULL};
+    return i;
+}
+/* Logits of the forget gates of units in groups: the first of a group remembers longest. The exponent says how many of
+ * them forget at once: 0.3 most of them, 1.6 few. */
+static inline chm_init chm_forget_spread(float exponent, int64_t group) {
+    chm_init i = {CHM_INIT_FORGET, exponent, (float)group, NULL};
     return i;
 }
 static inline chm_init chm_custom(void (*fill)(const double *uniform, int64_t n, float *out)) {
