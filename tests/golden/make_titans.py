@@ -232,6 +232,7 @@ def layer(case):
     D, H, d, T, N = case["shape"]
 
     def forward(t):
+        t = with_states(t)
         p = {n[7:]: u for n, u in t.items() if n.startswith("params.")}
         final = {}
 
@@ -299,7 +300,6 @@ def draw(case):
     if case["core"] == "window_softmax":
         shapes |= {n: (H, case["segment"], d) for n in ("keys", "values")}
     for n, s in shapes.items():
-        t["state." + n] = np.zeros(s)
         t["dstate." + n] = normal(s)
         if not case["position"]:
             continue
@@ -311,6 +311,12 @@ def draw(case):
             t["state.gates"] = rng.uniform(0, 1, s) * np.array([1, 0.1, 0.1])[:, None]
             t["state.gates"][:, :, rows:] = 0
     return as_f32(t)
+
+
+def with_states(t):
+    """A document's start has states of zeros, which are no part of the file."""
+    zeros = {n.replace("dstate.", "state."): torch.zeros_like(u) for n, u in t.items() if n.startswith("dstate.")}
+    return zeros | t
 
 
 def gradient_name(name):
