@@ -1131,8 +1131,8 @@ static void find_segments(struct work *w, struct segments *all, const chm_head *
         }
         s->before = all->count ? 0 : rows_before(s->position, chunk);
         s->rows = h->rows - first < chunk - s->before ? h->rows - first : chunk - s->before;
-        run_segment(w, s, h, in, false);
         first += s->rows;
+        if (first < h->rows) run_segment(w, s, h, in, false); /* what the next one starts from */
         for (int i = 0; i < STATES; i++) from[i] = to[i];
     }
 }
