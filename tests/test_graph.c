@@ -838,6 +838,106 @@ static void test_chains(void **state) {
     }
 }
 
+/* ---- recurrences with parameters of every head, without a state, in aligned chunks ---- */
+
+enum { HEAD_WIDTH = 3, ALIGNED_ROWS = 8 };
+
+/* out = in * w, w this head's */
+static void weigh(const chm_head *h, const float *in, float *out) {
+    assert_int_equal(h->param_count[0], HEAD_WIDTH);
+    if (h->rows > 1) assert_true(h->position / ALIGNED_ROWS == (h->position + h->rows - 1) / ALIGNED_ROWS);
+    for (int64_t r = 0; out && r < h->rows; r++)
+        for (int64_t i = 0; i < HEAD_WIDTH; i++)
+            out[r * h->out_stride + i] = in[r * h->in_stride[0] + i] * h->param[0][i];
+}
+static void weigh_step(const chm_head *h, void *const *state, const float *const *in, float *out) {
+    (void)state;
+    weigh(h, in[0], out);
+}
+static void weigh_read(const chm_head *h, void *const *state, const float *const *in, const float *const *ask,
+                       float *out) {
+    (void)state, (void)in;
+    weigh(h, ask[0], out);
+}
+static void weigh_read_backward(const chm_head *h, void *const *state, const float *const *in, const float *const *ask,
+                                const float *dout, float *const *dask) {
+    (void)state, (void)in, (void)ask;
+    for (int64_t r = 0; dask[0] && r < h->rows; r++)
+        for (int64_t i = 0; i < HEAD_WIDTH; i++)
+            dask[0][r * h->in_stride[0] + i] += dout[r * h->out_stride + i] * h->param[0][i];
+}
+static void weigh_backward(const chm_head *h, void *const *state, const float *const *in, const chm_chunk_grad *grad) {
+    weigh_read_backward(h, state, in, in, grad->dout, grad->din);
+    for (uint32_t p = 0; p <= grad->n_reads; p++) {
+        const float *x = p ? grad->read_in[p - 1][0] : in[0], *dy = p ? grad->read_dout[p - 1] : grad->dout;
+        for (int64_t r = 0; r < h->rows; r++)
+            for (int64_t i = 0; i < HEAD_WIDTH; i++)
+                grad->dparam[0][i] += dy[r * h->out_stride + i] * x[r * h->in_stride[0] + i];
+    }
+}
+static int64_t weigh_rows(const void *layer) {
+    (void)layer;
+    return ALIGNED_ROWS;
+}
+static const chm_recurrence weighing = {.size = sizeof weighing,
+                                        .n_inputs = 1,
+                                        .n_params = 1,
+                                        .read_inputs = 1,
+                                        .flags = CHM_REC_ALIGNED,
+                                        .name = "weighing",
+                                        .step = weigh_step,
+                                        .read = weigh_step,
+                                        .chunk_rows = weigh_rows,
+                                        .chunk = weigh_step,
+                                        .chunk_read = weigh_read,
+                                        .chunk_read_backward = weigh_read_backward,
+                                        .chunk_backward = weigh_backward};
+
+/* Three slots, one of them with two documents, in two loop passes; each head sees its own part of the parameter. */
+static void test_head_parameters(void **state) {
+    (void)state;
+    enum { N = 3 * 20, H = 5, W = H * HEAD_WIDTH };
+    const chm_state_layout none = {0};
+    chm_context *c = make_context(&none);
+    chm_param p;
+    make_param(&p, 2, (int64_t[]){H, HEAD_WIDTH}, 3);
+    float x[2][N * W], dy[2][N * W];
+    for (int k = 0; k < 2; k++) {
+        chm_normals(1, CHM_RANDOM_TEST, (uint32_t)k, N * W, x[k]);
+        chm_normals(2, CHM_RANDOM_TEST, (uint32_t)k, N * W, dy[k]);
+    }
+    int32_t parent[N];
+    int64_t position[N];
+    for (int i = 0; i < N; i++) {
+        parent[i] = i % 20 ? i - 1 : ~(i / 20);
+        position[i] = i / 20 == 1 && i % 20 >= 6 ? i % 20 - 6 : i % 20 + (i / 20 == 2 ? 5 : 0);
+    }
+    const chm_rows rows = {N, parent, position};
+    chm_graph *g = chm_context_graph(c);
+    chm_param *const params[] = {&p};
+    memset(p.grad, 0, (size_t)p.count * sizeof(float));
+    assert_int_equal(chm_context_begin(c, &rows, NULL, 3, CHM_PASS_TRAIN), CHM_OK);
+    for (int k = 0; k < 2; k++) {
+        chm_context_loop(c, k + 1);
+        chm_context_enter(c, 0, "layers.0.mixer", 0);
+        chm_tensor *in = chm_input(c, N, W, x[k], CHM_TENSOR_GRAD);
+        chm_tensor *y = chm_recur(g, &weighing, NULL, &in, params, NULL, H, HEAD_WIDTH);
+        if (!y) fail_msg("%d %s", chm_context_status(c), chm_error());
+        for (int i = 0; i < N * W; i++) assert_true(y->data[i] == x[k][i] * p.value[i % W]);
+        memcpy(g->ops->grad(g, y), dy[k], sizeof dy[k]);
+    }
+    chm_context_loop(c, 0);
+    assert_int_equal(chm_backward(c), CHM_OK);
+    for (int i = 0; i < W; i++) {
+        double want = 0;
+        for (int k = 0; k < 2; k++)
+            for (int r = 0; r < N; r++) want += (double)x[k][r * W + i] * (double)dy[k][r * W + i];
+        assert_true(fabs((double)p.grad[i] - want) < 1e-4);
+    }
+    chm_context_destroy(c);
+    free_param(&p);
+}
+
 /* ---- what is refused ---- */
 
 static int32_t two_parents[2] = {~0, 0};
@@ -1065,6 +1165,7 @@ int main(void) {
         cmocka_unit_test(test_packed_linear),
         cmocka_unit_test(test_embedding_and_loss),
         cmocka_unit_test(test_trees),
+        cmocka_unit_test(test_head_parameters),
         cmocka_unit_test(test_chains),
         cmocka_unit_test(test_refused_operators),
         cmocka_unit_test(test_refused_rows),

@@ -24,6 +24,9 @@ enum {
 /* Relative to the rms of a tensor. Fourth-order differences: with half a per cent the rounding of f32 outputs and
  * the truncation both stay below 3e-4 of a derivative in the layers at hand. */
 static const double difference_step = 0.005;
+/* Rounding drowns the difference of what matters little, truncation that of what is far from linear: a comparison that
+ * fails is made again with a longer and a shorter step. A wrong gradient agrees with none. */
+static const double other_steps[] = {5, 0.2};
 static const double chunk_tolerance = 2e-5, causality_tolerance = 1e-6, gradient_tolerance = 2e-3;
 
 struct subject {
@@ -725,7 +728,7 @@ static void move(struct leaf *leaf, const float *along, double by) {
 }
 
 /* rms error of the directional derivatives over their rms, moving `count` leaves together */
-static int compare_group(struct differences *d, int first, int count, uint32_t stream, double *error) {
+static int compare_group(struct differences *d, int first, int count, uint32_t stream, double step, double *error) {
     double wrong = 0, size = 0;
     for (int k = 0; k < DIRECTIONS; k++) {
         int64_t n = 0;
@@ -736,7 +739,7 @@ static int compare_group(struct differences *d, int first, int count, uint32_t s
         for (int e = 0; e < 4; e++) {
             const float *along = d->along;
             for (int i = first; i < first + count; i++) {
-                move(&d->leaf[i], along, steps[e] * difference_step);
+                move(&d->leaf[i], along, steps[e] * step);
                 along += d->leaf[i].parts * d->leaf[i].size;
             }
             const int status = evaluate(d, &value[e]);
@@ -751,7 +754,7 @@ static int compare_group(struct differences *d, int first, int count, uint32_t s
             along += leaf->parts * leaf->size;
             move(&d->leaf[i], NULL, 0);
         }
-        const double difference = (8 * (value[0] - value[1]) - (value[2] - value[3])) / (12 * difference_step);
+        const double difference = (8 * (value[0] - value[1]) - (value[2] - value[3])) / (12 * step);
         wrong += (difference - slope) * (difference - slope);
         size += difference * difference;
     }
@@ -897,7 +900,12 @@ static int test_gradients(struct layer_test *t, int passes) {
         double error;
         if (d.leaf[i].parts * d.leaf[i].size == 0) continue;
         snprintf(name, sizeof name, "%s: %s %s", what, d.leaf[i].kind, d.leaf[i].name);
-        status = compare_group(&d, i, 1, 100 + (uint32_t)i, &error);
+        status = compare_group(&d, i, 1, 100 + (uint32_t)i, difference_step, &error);
+        for (size_t k = 0; k < CHM_ARRAY_COUNT(other_steps) && !status && !(error <= gradient_tolerance); k++) {
+            double again;
+            status = compare_group(&d, i, 1, 100 + (uint32_t)i, other_steps[k] * difference_step, &again);
+            error = fmin(error, again);
+        }
         if (!status) status = within(t, name, error, gradient_tolerance);
     }
     for (int i = 0; i < d.leaves; i++) move(&d.leaf[i], NULL, 0); /* parameters are the layer's: put them back */
@@ -965,16 +973,22 @@ static int probe(struct layer_test *t, struct subject *s) {
     return status == CHM_E_PLUGIN ? CHM_OK : status;
 }
 
-/* Random parameters, off the values at which a constant initialiser leaves gradients zero. */
+/* Random parameters, off the values at which a constant initialiser leaves gradients zero, and where a layer starts
+ * them small of its own accord large enough that differences in f32 show what hangs on them. */
 static int randomise(struct layer_test *t, struct subject *s) {
     int status = chm_model_randomise(s->layer.model, SEED, t->runtime->pool);
     for (int i = 0; i < s->layer.params && !status; i++) {
         chm_param *p = s->layer.param[i];
+        const float range = 1 / sqrtf((float)p->shape[p->rank - 1]), small = p->init.a;
+        if (p->init.kind == CHM_INIT_NORMAL && small > 0 && small < range)
+            for (int64_t k = 0; k < p->count; k++) p->value[k] *= range / small;
         if (p->init.kind != CHM_INIT_CONSTANT && p->init.kind != CHM_INIT_LINSPACE) continue;
         float *noise = chm_alloc((size_t)p->count * sizeof *noise);
         if (!noise) return CHM_E_MEMORY;
         chm_normals(SEED, CHM_RANDOM_TEST, 1000 + (uint32_t)i, p->count, noise);
-        for (int64_t k = 0; k < p->count; k++) p->value[k] += 0.1f * noise[k];
+        /* the step of a difference is a part of the rms, so a bias of zero wants one that is worth a step */
+        const float size = p->rank == 1 && p->init.kind == CHM_INIT_CONSTANT && p->init.a == 0 ? 0.5f : 0.1f;
+        for (int64_t k = 0; k < p->count; k++) p->value[k] += size * noise[k];
         chm_free(noise);
     }
     return status ? status : chm_model_quantise(s->layer.model, &t->runtime->kernels.kernels, t->runtime->pool);

@@ -82,35 +82,6 @@ static void before_output(chm_declare *d, const chm_layer_info *info, int64_t wi
 
 /* ---- layers ---- */
 
-/* Titans, memory as context (arXiv:2501.00663): a decayed core, a two-layer memory learnt at run time, slots */
-static void titans(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
-    static const char *const linears[] = {"q", "k", "v"};
-    static const char *const maps[] = {"b_k", "b_v", "b_kappa", "b_nu", "b_rho", "w1", "w2"};
-    static const char *const gate[] = {"eta", "alpha", "theta"}, *const fast[] = {"delta1", "delta2", "s1", "s2"};
-    const int64_t inner = info->heads * info->head_dim, dim = info->head_dim;
-    const int64_t slots = (int64_t)chm_card_number(card, "titans.persistent_memory_slots", 64);
-    const int64_t square[] = {info->heads, dim, dim}, kept[] = {info->heads, slots, dim};
-    matrices(d, linears, 3, inner, info->width);
-    matrices(d, (const char *const[]){"o"}, 1, info->width, inner);
-    convolutions(d, info->heads, inner);
-    gates(d, (const char *const[]){"gamma"}, 1, info->heads, info->width, false);
-    vector(d, "A_log", CHM_ROLE_NORM, info->heads);
-    vector(d, "dt_bias", CHM_ROLE_NORM, info->heads);
-    gates(d, gate, 3, info->heads, info->width, true);
-    vector(d, "tau", CHM_ROLE_NORM, info->heads);
-    for (int i = 0; i < 7; i++) chm_declare_param(d, maps[i], CHM_ROLE_FULL, chm_normal(0), 3, square);
-    chm_declare_param(d, "p_k", CHM_ROLE_FULL, chm_normal(0), 3, kept);
-    chm_declare_param(d, "p_v", CHM_ROLE_FULL, chm_normal(0), 3, kept);
-    vector(d, "y_norm", CHM_ROLE_NORM, dim);
-    vector(d, "w_m", CHM_ROLE_NORM, dim);
-    vector(d, "b_m", CHM_ROLE_NORM, dim);
-    before_output(d, info, inner);
-    for (int i = 0; i < 4; i++) chm_declare_state(d, fast[i], CHM_F32, info->heads, 2, square + 1);
-    chm_declare_state(d, "core", CHM_F32, info->heads, 2, square + 1);
-    /* rows of an unfinished chunk of 16: four vectors and three gates each */
-    chm_declare_state(d, "log", CHM_F32, info->heads, 2, (const int64_t[]){15, 4 * dim + 3});
-}
-
 /* span-knot: gated DeltaNet and an encoder and decoder of sketch bits, with three mosaics of earlier sketches */
 static void span_knot(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
     static const char *const linears[] = {"q", "k", "v", "g"}, *const gate[] = {"a", "b"};
@@ -138,7 +109,7 @@ bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d,
     static const struct {
         const char *name;
         void (*declare)(const chm_card *card, chm_declare *d, const chm_layer_info *info);
-    } planned[] = {{"titans", titans}, {"sk", span_knot}};
+    } planned[] = {{"sk", span_knot}};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(planned); i++)
         if (!strcmp(planned[i].name, name)) {
             planned[i].declare(card, d, info);
