@@ -15,7 +15,7 @@
 
 struct gd {
     int64_t state_size, chunk_size, value_expand, short_conv;
-    bool chunkwise, output_gate, allow_neg_eigval;
+    bool chunkwise, output_gate, allow_neg_eigval, efla;
 };
 static const struct chm_option gd_options[] = {
     {"formulation", CHM_OPT_STRING, CHM_OPTION_CHECKED, NULL, 0, 0, NULL, "update rule", 0, 0},
@@ -29,6 +29,7 @@ static const struct chm_option gd_options[] = {
     {"output_gate", CHM_OPT_BOOL, offsetof(struct gd, output_gate), "true", 0, 0, NULL, "", 0, 0},
     {"short_conv", CHM_OPT_INT, offsetof(struct gd, short_conv), "4", 0, 8, NULL, "", 0, 0},
     {"allow_neg_eigval", CHM_OPT_BOOL, offsetof(struct gd, allow_neg_eigval), "false", 0, 0, NULL, "", 0, 0},
+    {"efla", CHM_OPT_BOOL, offsetof(struct gd, efla), "false", 0, 0, NULL, "", 0, 0},
 };
 
 /* One option of every type. */
@@ -205,7 +206,6 @@ static void seed_unbuilt(void **state) {
         "quantization.sherry_mode: weight format not built yet; checked, and off in this card",
         "xlstm: layer plugin not built yet; checked, not used",
         "looping: layer loop not built yet; checked, not used",
-        "efla: layer option not built yet; checked, and off in this card",
         "modes: decoder not built yet; checked, not used",
         "training.phases.1: training of kind ctx_extend not built yet; checked, not used",
         "context_tiers: memory plugins not built yet; checked, not used",
@@ -458,6 +458,8 @@ static void mistakes_seed(void **state) {
          "card.json:497: self_evolution.safety.state_file: 'x', but files.evolution is 'chimera51_evolution.state'"},
         {"\"enabled\": false,\n    \"target_layers\": \"SK\"", "\"enabled\": true,\n    \"target_layers\": \"SX\"",
          "card.json:161: efla.target_layers: no layer 'SX' in the pattern (did you mean 'SK'?)"},
+        {"\"enabled\": false,\n    \"target_layers\": \"SK\"", "\"enabled\": true,\n    \"target_layers\": \"GD 28\"",
+         "card.json:161: efla.target_layers: layer 28 is not among layers 0..27"},
         {"\"layer_pattern_repeat\": 3.5", "\"layer_pattern_repeat\": 3.25",
          "card.json:105: backbone.layer_pattern_repeat: 3.25 x 8 names give 26 layers, but num_hidden_layers is 28 "
          "(card.json:18)"},
@@ -473,6 +475,43 @@ static void mistakes_seed(void **state) {
          "javascript, sql, math_latex, shell, got \"markdwn\" (did you mean 'markdown'?)"},
     };
     check_mistakes(seed_text, list, CHM_ARRAY_COUNT(list));
+}
+
+/* Layers of the exact step, by name and by number; others keep what their plugin's section says. */
+static void exact_step(void **state) {
+    (void)state;
+    static const char text[] = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 5,\n"
+                               "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258,\n"
+                               "\"backbone\": {\"layer_pattern\": \"A B C\",\n"
+                               "\"layer_aliases\": {\"A\": \"gd\", \"B\": \"ALL\", \"C\": \"GD\"}},\n"
+                               "\"efla\": {\"enabled\": true, \"target_layers\": \"C 3\"}}";
+    static const bool expected[] = {false, false, true, true, false};
+    chm_card *card = load(text);
+    chm_arena arena;
+    chm_arena_init(&arena);
+    for (int i = 0; i < 5; i++) {
+        struct gd gd = {.efla = false};
+        assert_int_equal(chm_card_model(card)->efla[i], expected[i]);
+        if (i % 3 == 1) continue;
+        if (chm_card_mixer_options(card, i, &plugin_gd, &gd, &arena)) fail_msg("%s", chm_error());
+        assert_int_equal(gd.efla, expected[i]);
+        assert_int_equal(gd.chunk_size, 256);
+    }
+    chm_arena_finish(&arena);
+    chm_card_destroy(card);
+    static const struct mistake list[] = {
+        {"\"C 3\"", "\"C B A\"",
+         "card.json:5: efla.target_layers: 'B' is layer 1, and its plugin 'all' has no option efla: no exact step"},
+        {"\"C 3\"", "\"4\"",
+         "card.json:5: efla.target_layers: '4' is layer 4, and its plugin 'all' has no option efla: no exact step"},
+        {"\"C 3\"", "\"5\"", "card.json:5: efla.target_layers: layer 5 is not among layers 0..4"},
+    };
+    check_mistakes(text, list, CHM_ARRAY_COUNT(list));
+    char *off = replaced(text, "true, \"target_layers\": \"C 3\"", "false, \"target_layers\": \"B\"");
+    card = load(off);
+    for (int i = 0; i < 5; i++) assert_false(chm_card_model(card)->efla[i]);
+    chm_card_destroy(card);
+    chm_free(off);
 }
 
 static void mistakes_of_syntax(void **state) {
@@ -858,7 +897,7 @@ static void mistakes_of_ini(void **state) {
         {"[gd]\nchunk_size = 1\ngated_deltanet.chunk_size = 2\n",
          ":3: gd.gated_deltanet.chunk_size: no key 'gated_deltanet' in gated_deltanet, which has formulation, "
          "alpha_gate, beta_gate, state_size, chunkwise_parallel, chunk_size, key_norm, value_expand, output_gate, "
-         "short_conv, allow_neg_eigval"},
+         "short_conv, allow_neg_eigval, efla"},
         {"gd.chunk_size = 1\ngated_deltanet.chunk_size = 2\n", ":2: gated_deltanet.chunk_size: already set on line 1"},
         {"[gd\n", ":1: expected [section] or key = value"},
         {"[gd]\nno value\n", ":2: expected [section] or key = value"},
@@ -1143,6 +1182,7 @@ int main(void) {
         cmocka_unit_test(smallest_card),
         cmocka_unit_test(mistakes_small),
         cmocka_unit_test(mistakes_seed),
+        cmocka_unit_test(exact_step),
         cmocka_unit_test(mistakes_of_syntax),
         cmocka_unit_test(many_problems),
         cmocka_unit_test(no_plugins),

@@ -199,6 +199,14 @@ int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugi
     return CHM_OK;
 }
 
+int chm_card_mixer_options(const chm_card *card, int layer, const struct chm_plugin *plugin, void *instance,
+                           chm_arena *arena) {
+    const int status = chm_card_plugin_options(card, plugin, instance, arena);
+    if (status || !card->model.efla[layer]) return status;
+    const struct chm_option *o = chm_option_find(plugin->options, plugin->option_count, "efla");
+    return o ? chm_option_parse(o, "true", instance, arena) : CHM_OK;
+}
+
 char *chm_card_json(const chm_card *card) {
     chm_string text = {0};
     chm_value_write(card->root, 0, &text);

@@ -126,9 +126,9 @@ static const struct chm_schema_row rows[] = {
     SHAPE("gated_deltanet", CHM_SHAPE_DOCUMENT, "Options of the layer plugin gd.", .planned = "layer plugin"),
     SHAPE("attention", CHM_SHAPE_DOCUMENT, "Options of the layer plugin attn.", .planned = "layer plugin"),
 
-    PLANNED("efla", "layer option", "Exact integration of the delta rule (arXiv:2512.12602)."),
+    SECTION("efla", "Exact solution of the delta rule in some layers, with raw keys (arXiv:2512.12602)."),
     BOOL("efla.enabled", "false", "On or off."),
-    TEXT("efla.target_layers", "SK", "Names of the pattern it applies to."),
+    TEXT("efla.target_layers", "SK", "Names of the pattern it applies to, or numbers of layers, separated by spaces."),
 
     PLANNED("xlstm", "layer plugin", "Options of the layer plugin xlstm (arXiv:2405.04517)."),
     ENUM("xlstm.variant", "mLSTM", "mLSTM|sLSTM", "Matrix or scalar memory."),

@@ -423,7 +423,7 @@ static void layer_findings(const chm_card *card, chm_table *out) {
               "%.0f positions, but no phase trains on more than %.0f", positions, longest);
     if (chm_card_get(card, "efla.target_layers", NULL) && chm_card_says(card, "gated_deltanet.key_norm", "l2"))
         found(out, "efla.target_layers, gated_deltanet.key_norm",
-              "with keys of length one the exact step only maps beta to 1 - e^-beta: raw keys are what it is for%s",
+              "keys of length one would make the exact step a map of beta to 1 - e^-beta: there keys stay raw%s",
               chm_card_on(card, "efla.enabled") ? "" : " (off in this card)");
     double sketch[1] = {0};
     const double slot = get(card, "braid_state.entity_table.slot_bits");
