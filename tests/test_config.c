@@ -514,6 +514,88 @@ static void exact_step(void **state) {
     chm_free(off);
 }
 
+/* Options that are members of an object in the section: [weight, how], of which the option is the weight. */
+static void options_in_objects(void **state) {
+    (void)state;
+    struct knot {
+        double debt, grammar;
+        int64_t rounds;
+    } knot;
+    static const struct chm_option knot_options[] = {
+        {"energy_terms.debt", CHM_OPT_FLOAT, offsetof(struct knot, debt), "0.3", 0, 10, NULL, "", 0, 0},
+        {"energy_terms.grammar", CHM_OPT_FLOAT, offsetof(struct knot, grammar), "0.4", 0, 10, NULL, "", 0, 0},
+        {"relaxation_phase2_max_iters", CHM_OPT_INT, offsetof(struct knot, rounds), "3", 0, 64, NULL, "", 0, 0},
+    };
+    static const struct chm_plugin plugin_knot = {PLUGIN(CHM_KIND_LAYER, "sk"), .section = "tsp_knot",
+                                                  CHM_OPTIONS(knot_options), .instance_size = sizeof(struct knot)};
+    static struct chm_plugin_file files[] = {
+        {.plugin = &plugin_knot}, {.plugin = &plugin_mlp}, {.plugin = &plugin_bytes}};
+    static const chm_registry knots = {.files = files, .file_count = CHM_ARRAY_COUNT(files)};
+    static const char text[] = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 1,\n"
+                               "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258,\n"
+                               "\"backbone\": {\"layer_pattern\": \"sk\"},\n"
+                               "\"tsp_knot\": {\"energy_terms\": {\n\"debt\": [1.5, \"obligation_delta\"]}}}";
+    static const char *const bare = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 1, "
+                                    "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258, "
+                                    "\"backbone\": {\"layer_pattern\": \"sk\"}}";
+    static const struct {
+        const char *text, *set;
+        double debt, grammar;
+    } good[] = {
+        {text, "_v=1", 1.5, 0.4},
+        {bare, "_v=1", 0.3, 0.4},
+        {bare, "tsp_knot.energy_terms.grammar=[2, \"fst_transition_cost\"]", 0.3, 2},
+        {text, "sk.energy_terms.debt=[0, \"obligation_delta\"]", 0, 0.4},
+    };
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(good); i++) {
+        struct chm_card_options options = {.registry = &knots, .set = &good[i].set, .set_count = 1};
+        chm_card *card = NULL;
+        chm_arena arena;
+        chm_arena_init(&arena);
+        if (chm_card_parse("card.json", good[i].text, strlen(good[i].text), &options, &card))
+            fail_msg("%s", chm_error());
+        if (chm_card_plugin_options(card, &plugin_knot, &knot, &arena)) fail_msg("%s", chm_error());
+        assert_true(knot.debt == good[i].debt && knot.grammar == good[i].grammar && knot.rounds == 3);
+        assert_value(card, "tsp_knot.relaxation_phase2_max_iters", "3", "default");
+        chm_arena_finish(&arena);
+        chm_card_destroy(card);
+    }
+    static const struct {
+        const char *find, *replace, *sentence;
+    } bad[] = {
+        {"obligation_delta", "guess",
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got [1.5, \"guess\"]"},
+        {"\"debt\"", "\"dept\"",
+         "card.json:5: tsp_knot.energy_terms.dept: unknown key in tsp_knot.energy_terms (did you mean 'debt'?)"},
+        {"energy_terms", "energy_term",
+         "card.json:4: tsp_knot.energy_term: unknown key in tsp_knot (did you mean "
+         "'energy_terms'?)"},
+        {"1.5, ", "",
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got "
+         "[\"obligation_delta\"]"},
+    };
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(bad); i++) {
+        struct chm_card_options options = {.registry = &knots};
+        chm_card *card = NULL;
+        char *wrong = replaced(text, bad[i].find, bad[i].replace);
+        assert_int_equal(chm_card_parse("card.json", wrong, strlen(wrong), &options, &card), CHM_E_CONFIG);
+        assert_string_equal(chm_error(), bad[i].sentence);
+        chm_free(wrong);
+    }
+    /* a range is looked at when the plugin gets its options */
+    char *wrong = replaced(text, "1.5", "11");
+    struct chm_card_options options = {.registry = &knots};
+    chm_card *card = NULL;
+    chm_arena arena;
+    chm_arena_init(&arena);
+    assert_int_equal(chm_card_parse("card.json", wrong, strlen(wrong), &options, &card), CHM_OK);
+    assert_int_equal(chm_card_plugin_options(card, &plugin_knot, &knot, &arena), CHM_E_CONFIG);
+    assert_string_equal(chm_error(), "card.json:5: energy_terms.debt: '11' is not accepted: expected number 0..10");
+    chm_arena_finish(&arena);
+    chm_card_destroy(card);
+    chm_free(wrong);
+}
+
 static void mistakes_of_syntax(void **state) {
     (void)state;
     assert_refused("", "card.json:1: not valid JSON: '[' or '{' expected near end of file");
@@ -1183,6 +1265,7 @@ int main(void) {
         cmocka_unit_test(mistakes_small),
         cmocka_unit_test(mistakes_seed),
         cmocka_unit_test(exact_step),
+        cmocka_unit_test(options_in_objects),
         cmocka_unit_test(mistakes_of_syntax),
         cmocka_unit_test(many_problems),
         cmocka_unit_test(no_plugins),
