@@ -125,29 +125,6 @@ static void titans(const chm_card *card, chm_declare *d, const chm_layer_info *i
     chm_declare_state(d, "log", CHM_F32, info->heads, 2, (const int64_t[]){15, 4 * dim + 3});
 }
 
-/* span-knot: gated DeltaNet and an encoder and decoder of sketch bits, with three mosaics of earlier sketches */
-static void span_knot(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
-    static const char *const linears[] = {"q", "k", "v", "g"}, *const gate[] = {"a", "b"};
-    const int64_t inner = info->heads * info->head_dim, dim = info->head_dim;
-    double sketch[2] = {8192};
-    chm_card_numbers(card, "braid_state.semantic_sketch", sketch, 1);
-    const int64_t bits = sketch[0] >= 64 ? (int64_t)sketch[0] : 64, words = bits / 64;
-    matrices(d, linears, 4, inner, info->width);
-    matrices(d, (const char *const[]){"o"}, 1, info->width, inner);
-    convolutions(d, info->heads, inner);
-    gates(d, gate, 2, info->heads, info->width, false);
-    vector(d, "A_log", CHM_ROLE_NORM, info->heads);
-    vector(d, "dt_bias", CHM_ROLE_NORM, info->heads);
-    vector(d, "head_norm", CHM_ROLE_NORM, dim);
-    before_output(d, info, inner);
-    matrices(d, (const char *const[]){"encode"}, 1, bits, info->width);
-    matrices(d, (const char *const[]){"decode"}, 1, info->width, bits);
-    vector(d, "gamma", CHM_ROLE_FULL, info->width);
-    if (info->norm_before_linear) vector(d, "sketch_norm", CHM_ROLE_NORM, info->width);
-    chm_declare_state(d, "memory", CHM_F32, info->heads, 2, (const int64_t[]){dim, dim});
-    chm_declare_state(d, "mosaics", CHM_U64, 1, 2, (const int64_t[]){3, words});
-}
-
 /* A mixture of SwiGLU experts with a balancing bias (arXiv:2408.15664) */
 static void experts(const chm_card *card, chm_declare *d, const chm_layer_info *info) {
     const int64_t routed = (int64_t)chm_card_number(card, "backbone.moe.n_routed_experts", 16);
@@ -173,7 +150,7 @@ bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d,
     static const struct {
         const char *name;
         void (*declare)(const chm_card *card, chm_declare *d, const chm_layer_info *info);
-    } planned[] = {{"xlstm", xlstm}, {"titans", titans}, {"sk", span_knot}, {"moe", experts}};
+    } planned[] = {{"xlstm", xlstm}, {"titans", titans}, {"moe", experts}};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(planned); i++)
         if (!strcmp(planned[i].name, name)) {
             planned[i].declare(card, d, info);
