@@ -52,16 +52,22 @@ static inline int64_t sketch_distance(const uint8_t *a, const uint8_t *b, int64_
 
 /* ---- mosaics ---- */
 
-/* Byte `i` of all mosaics' first content: SplitMix64 (seed 0), word by word, lowest byte first. */
-static inline uint8_t sketch_pattern(int64_t i) {
-    uint64_t x = ((uint64_t)(i / 8) + 1) * 0x9e3779b97f4a7c15u;
+/* Word `i` of all mosaics' first content, lowest byte first: SplitMix64, seed 0. */
+static inline uint64_t sketch_pattern(int64_t i) {
+    uint64_t x = ((uint64_t)i + 1) * 0x9e3779b97f4a7c15u;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
     x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return (uint8_t)((x ^ x >> 31) >> i % 8 * 8);
+    return x ^ x >> 31;
 }
 
 static inline void sketch_xor_pattern(uint8_t *bytes, int64_t first, int64_t count) {
-    for (int64_t i = 0; i < count; i++) bytes[i] ^= sketch_pattern(first + i);
+    for (int64_t i = 0; i < count;) {
+        uint64_t word = sketch_pattern((first + i) / 8) >> (first + i) % 8 * 8;
+        do {
+            bytes[i++] ^= (uint8_t)word;
+            word >>= 8;
+        } while (i < count && (first + i) % 8);
+    }
 }
 
 /* Where the block of `position` lies, in bytes from the first mosaic's start. */
@@ -138,35 +144,42 @@ static inline int sketch_nearest(const uint8_t *b, const uint8_t *mosaics, int64
 static inline int sketch_relax(const struct sketch_rule *r, const float *z, const uint8_t *mosaics, uint8_t *b,
                                float *product) {
     uint16_t candidate[SKETCH_MOST];
-    int64_t distance;
+    int64_t distance, count = 0;
     int nearest = sketch_nearest(b, mosaics, r->bits, &distance), used = -1;
     for (int64_t round = 0; round < r->rounds; round++) {
-        const uint8_t *m = mosaics + nearest * (r->bits / 8);
-        const int64_t before = distance;
-        int64_t count = 0, of_it = 0;
-        used = nearest;
-        for (int64_t i = 0; i < r->bits; i += 8) {
+        /* while the nearest stays, all that changes are the signs of what was flipped */
+        if (nearest != used) {
             static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-            float h[8];
-            sketch_times(ones, m[i / 8], h);
-            for (int j = 0; j < 8; j++) h[j] = r->own * z[i + j] + 0.5f * r->memory * h[j];
-            sketch_times(h, b[i / 8], product + i);
+            const uint8_t *m = mosaics + nearest * (r->bits / 8);
+            used = nearest;
+            for (int64_t i = 0; i < r->bits; i += 8) {
+                float h[8];
+                sketch_times(ones, m[i / 8], h);
+                for (int j = 0; j < 8; j++) h[j] = r->own * z[i + j] + 0.5f * r->memory * h[j];
+                sketch_times(h, b[i / 8], product + i);
+            }
+            count = 0;
+            for (int64_t i = 0; i < r->bits; i++) {
+                candidate[count] = (uint16_t)i;
+                count += product[i] < 0;
+            }
         }
-        for (int64_t i = 0; i < r->bits; i++) {
-            candidate[count] = (uint16_t)i;
-            count += product[i] < 0;
-        }
-        const int64_t flips = count < r->flips ? count : r->flips;
+        const int64_t before = distance, flips = count < r->flips ? count : r->flips;
         if (!flips) break;
+        int64_t of_it, kept = 0;
         const uint32_t least = sketch_threshold(product, candidate, count, flips, &of_it);
         double own = 0; /* n/2 times what the flips cost in the first term */
         for (int64_t c = 0; c < count; c++) {
             const int64_t i = candidate[c];
             const uint32_t size = sketch_magnitude(product[i]);
-            if (size < least || (size == least && of_it-- <= 0)) continue;
+            if (size < least || (size == least && of_it-- <= 0)) {
+                candidate[kept++] = (uint16_t)i;
+                continue;
+            }
             own += (double)(sketch_bit(b, i) ? r->own * z[i] : -(r->own * z[i]));
             b[i / 8] ^= (uint8_t)(1u << i % 8);
         }
+        count = kept;
         nearest = sketch_nearest(b, mosaics, r->bits, &distance);
         const double cost = 2 * own + (double)r->memory * (double)(distance - before);
         if (-cost / (double)r->bits < r->exit) break;
