@@ -15,7 +15,7 @@
 
 struct gd {
     int64_t state_size, chunk_size, value_expand, short_conv;
-    bool chunkwise, output_gate, allow_neg_eigval;
+    bool chunkwise, output_gate, allow_neg_eigval, efla;
 };
 static const struct chm_option gd_options[] = {
     {"formulation", CHM_OPT_STRING, CHM_OPTION_CHECKED, NULL, 0, 0, NULL, "update rule", 0, 0},
@@ -29,6 +29,7 @@ static const struct chm_option gd_options[] = {
     {"output_gate", CHM_OPT_BOOL, offsetof(struct gd, output_gate), "true", 0, 0, NULL, "", 0, 0},
     {"short_conv", CHM_OPT_INT, offsetof(struct gd, short_conv), "4", 0, 8, NULL, "", 0, 0},
     {"allow_neg_eigval", CHM_OPT_BOOL, offsetof(struct gd, allow_neg_eigval), "false", 0, 0, NULL, "", 0, 0},
+    {"efla", CHM_OPT_BOOL, offsetof(struct gd, efla), "false", 0, 0, NULL, "", 0, 0},
 };
 
 /* One option of every type. */
@@ -204,7 +205,6 @@ static void seed_unbuilt(void **state) {
         "backbone.layer_pattern: 3 of 28 layers need the layer plugin 'sk', which is not loaded",
         "quantization.sherry_mode: weight format not built yet; checked, and off in this card",
         "xlstm: layer plugin not built yet; checked, not used",
-        "efla: layer option not built yet; checked, and off in this card",
         "modes: decoder not built yet; checked, not used",
         "training.phases.1: training of kind ctx_extend not built yet; checked, not used",
         "context_tiers: memory plugins not built yet; checked, not used",
@@ -457,6 +457,8 @@ static void mistakes_seed(void **state) {
          "card.json:497: self_evolution.safety.state_file: 'x', but files.evolution is 'chimera51_evolution.state'"},
         {"\"enabled\": false,\n    \"target_layers\": \"SK\"", "\"enabled\": true,\n    \"target_layers\": \"SX\"",
          "card.json:161: efla.target_layers: no layer 'SX' in the pattern (did you mean 'SK'?)"},
+        {"\"enabled\": false,\n    \"target_layers\": \"SK\"", "\"enabled\": true,\n    \"target_layers\": \"GD 28\"",
+         "card.json:161: efla.target_layers: layer 28 is not among layers 0..27"},
         {"\"layer_pattern_repeat\": 3.5", "\"layer_pattern_repeat\": 3.25",
          "card.json:105: backbone.layer_pattern_repeat: 3.25 x 8 names give 26 layers, but num_hidden_layers is 28 "
          "(card.json:18)"},
@@ -472,6 +474,125 @@ static void mistakes_seed(void **state) {
          "javascript, sql, math_latex, shell, got \"markdwn\" (did you mean 'markdown'?)"},
     };
     check_mistakes(seed_text, list, CHM_ARRAY_COUNT(list));
+}
+
+/* Layers of the exact step, by name and by number; others keep what their plugin's section says. */
+static void exact_step(void **state) {
+    (void)state;
+    static const char text[] = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 5,\n"
+                               "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258,\n"
+                               "\"backbone\": {\"layer_pattern\": \"A B C\",\n"
+                               "\"layer_aliases\": {\"A\": \"gd\", \"B\": \"ALL\", \"C\": \"GD\"}},\n"
+                               "\"efla\": {\"enabled\": true, \"target_layers\": \"C 3\"}}";
+    static const bool expected[] = {false, false, true, true, false};
+    chm_card *card = load(text);
+    chm_arena arena;
+    chm_arena_init(&arena);
+    for (int i = 0; i < 5; i++) {
+        struct gd gd = {.efla = false};
+        assert_int_equal(chm_card_model(card)->efla[i], expected[i]);
+        if (i % 3 == 1) continue;
+        if (chm_card_mixer_options(card, i, &plugin_gd, &gd, &arena)) fail_msg("%s", chm_error());
+        assert_int_equal(gd.efla, expected[i]);
+        assert_int_equal(gd.chunk_size, 256);
+    }
+    chm_arena_finish(&arena);
+    chm_card_destroy(card);
+    static const struct mistake list[] = {
+        {"\"C 3\"", "\"C B A\"",
+         "card.json:5: efla.target_layers: 'B' is layer 1, and its plugin 'all' has no option efla: no exact step"},
+        {"\"C 3\"", "\"4\"",
+         "card.json:5: efla.target_layers: '4' is layer 4, and its plugin 'all' has no option efla: no exact step"},
+        {"\"C 3\"", "\"5\"", "card.json:5: efla.target_layers: layer 5 is not among layers 0..4"},
+    };
+    check_mistakes(text, list, CHM_ARRAY_COUNT(list));
+    char *off = replaced(text, "true, \"target_layers\": \"C 3\"", "false, \"target_layers\": \"B\"");
+    card = load(off);
+    for (int i = 0; i < 5; i++) assert_false(chm_card_model(card)->efla[i]);
+    chm_card_destroy(card);
+    chm_free(off);
+}
+
+/* Options that are members of an object in the section: [weight, how], of which the option is the weight. */
+static void options_in_objects(void **state) {
+    (void)state;
+    struct knot {
+        double debt, grammar;
+        int64_t rounds;
+    } knot;
+    static const struct chm_option knot_options[] = {
+        {"energy_terms.debt", CHM_OPT_FLOAT, offsetof(struct knot, debt), "0.3", 0, 10, NULL, "", 0, 0},
+        {"energy_terms.grammar", CHM_OPT_FLOAT, offsetof(struct knot, grammar), "0.4", 0, 10, NULL, "", 0, 0},
+        {"relaxation_phase2_max_iters", CHM_OPT_INT, offsetof(struct knot, rounds), "3", 0, 64, NULL, "", 0, 0},
+    };
+    static const struct chm_plugin plugin_knot = {PLUGIN(CHM_KIND_LAYER, "sk"), .section = "tsp_knot",
+                                                  CHM_OPTIONS(knot_options), .instance_size = sizeof(struct knot)};
+    static struct chm_plugin_file files[] = {
+        {.plugin = &plugin_knot}, {.plugin = &plugin_mlp}, {.plugin = &plugin_bytes}};
+    static const chm_registry knots = {.files = files, .file_count = CHM_ARRAY_COUNT(files)};
+    static const char text[] = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 1,\n"
+                               "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258,\n"
+                               "\"backbone\": {\"layer_pattern\": \"sk\"},\n"
+                               "\"tsp_knot\": {\"energy_terms\": {\n\"debt\": [1.5, \"obligation_delta\"]}}}";
+    static const char *const bare = "{\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 1, "
+                                    "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258, "
+                                    "\"backbone\": {\"layer_pattern\": \"sk\"}}";
+    static const struct {
+        const char *text, *set;
+        double debt, grammar;
+    } good[] = {
+        {text, "_v=1", 1.5, 0.4},
+        {bare, "_v=1", 0.3, 0.4},
+        {bare, "tsp_knot.energy_terms.grammar=[2, \"fst_transition_cost\"]", 0.3, 2},
+        {text, "sk.energy_terms.debt=[0, \"obligation_delta\"]", 0, 0.4},
+    };
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(good); i++) {
+        struct chm_card_options options = {.registry = &knots, .set = &good[i].set, .set_count = 1};
+        chm_card *card = NULL;
+        chm_arena arena;
+        chm_arena_init(&arena);
+        if (chm_card_parse("card.json", good[i].text, strlen(good[i].text), &options, &card))
+            fail_msg("%s", chm_error());
+        if (chm_card_plugin_options(card, &plugin_knot, &knot, &arena)) fail_msg("%s", chm_error());
+        assert_true(knot.debt == good[i].debt && knot.grammar == good[i].grammar && knot.rounds == 3);
+        assert_value(card, "tsp_knot.relaxation_phase2_max_iters", "3", "default");
+        chm_arena_finish(&arena);
+        chm_card_destroy(card);
+    }
+    static const struct {
+        const char *find, *replace, *sentence;
+    } bad[] = {
+        {"obligation_delta", "guess",
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got [1.5, \"guess\"]"},
+        {"\"debt\"", "\"dept\"",
+         "card.json:5: tsp_knot.energy_terms.dept: unknown key in tsp_knot.energy_terms (did you mean 'debt'?)"},
+        {"energy_terms", "energy_term",
+         "card.json:4: tsp_knot.energy_term: unknown key in tsp_knot (did you mean "
+         "'energy_terms'?)"},
+        {"1.5, ", "",
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got "
+         "[\"obligation_delta\"]"},
+    };
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(bad); i++) {
+        struct chm_card_options options = {.registry = &knots};
+        chm_card *card = NULL;
+        char *wrong = replaced(text, bad[i].find, bad[i].replace);
+        assert_int_equal(chm_card_parse("card.json", wrong, strlen(wrong), &options, &card), CHM_E_CONFIG);
+        assert_string_equal(chm_error(), bad[i].sentence);
+        chm_free(wrong);
+    }
+    /* a range is looked at when the plugin gets its options */
+    char *wrong = replaced(text, "1.5", "11");
+    struct chm_card_options options = {.registry = &knots};
+    chm_card *card = NULL;
+    chm_arena arena;
+    chm_arena_init(&arena);
+    assert_int_equal(chm_card_parse("card.json", wrong, strlen(wrong), &options, &card), CHM_OK);
+    assert_int_equal(chm_card_plugin_options(card, &plugin_knot, &knot, &arena), CHM_E_CONFIG);
+    assert_string_equal(chm_error(), "card.json:5: energy_terms.debt: '11' is not accepted: expected number 0..10");
+    chm_arena_finish(&arena);
+    chm_card_destroy(card);
+    chm_free(wrong);
 }
 
 static void mistakes_of_syntax(void **state) {
@@ -857,7 +978,7 @@ static void mistakes_of_ini(void **state) {
         {"[gd]\nchunk_size = 1\ngated_deltanet.chunk_size = 2\n",
          ":3: gd.gated_deltanet.chunk_size: no key 'gated_deltanet' in gated_deltanet, which has formulation, "
          "alpha_gate, beta_gate, state_size, chunkwise_parallel, chunk_size, key_norm, value_expand, output_gate, "
-         "short_conv, allow_neg_eigval"},
+         "short_conv, allow_neg_eigval, efla"},
         {"gd.chunk_size = 1\ngated_deltanet.chunk_size = 2\n", ":2: gated_deltanet.chunk_size: already set on line 1"},
         {"[gd\n", ":1: expected [section] or key = value"},
         {"[gd]\nno value\n", ":2: expected [section] or key = value"},
@@ -1142,6 +1263,8 @@ int main(void) {
         cmocka_unit_test(smallest_card),
         cmocka_unit_test(mistakes_small),
         cmocka_unit_test(mistakes_seed),
+        cmocka_unit_test(exact_step),
+        cmocka_unit_test(options_in_objects),
         cmocka_unit_test(mistakes_of_syntax),
         cmocka_unit_test(many_problems),
         cmocka_unit_test(no_plugins),

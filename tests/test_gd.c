@@ -2,6 +2,7 @@
  * test_gd.c: gated DeltaNet against public implementations and an f64 oracle; the layer runner and the generated layer
  * tests, which must pass for sound layers and must fail for broken ones.
  */
+#include "../plugins/layers/gated_delta.h"
 #include "layer_help.h"
 #include "reference/ref_gd.h"
 
@@ -74,7 +75,7 @@ static double relative(const float *a, const double *b, const float *c, int64_t 
 
 /* ---- the layer against golden files ---- */
 
-static const char *const golden_layers[] = {"gd_qwen3next", "gd_qwen3next_d64", "gd_full"};
+static const char *const golden_layers[] = {"gd_qwen3next", "gd_qwen3next_d64", "gd_full", "gd_efla"};
 
 static void run_layer(chm_runtime *r, const char *in, bool step, bool grad) {
     static const char *const sets[] = {"quantization.method=none"};
@@ -168,6 +169,7 @@ static void test_oracle_layers(void **state) {
         struct file golden;
         open_golden(&golden, golden_layers[g], path);
         const bool full = !strcmp(chm_safetensors_meta(golden.st, "rms_norm_before_every_linear"), "true");
+        const bool exact = chm_safetensors_meta(golden.st, "efla") != NULL;
         struct ref_gd r = {.width = number(&golden, "hidden_size"),
                            .heads = number(&golden, "num_heads"),
                            .dk = number(&golden, "head_dim"),
@@ -186,7 +188,7 @@ static void test_oracle_layers(void **state) {
         r.y = KEEP(widen(NULL, n));
         r.dx = KEEP(widen(NULL, n));
         for (enum ref_gd_param p = 0; p < REF_PARAMS; p++) {
-            if (p == REF_O_NORM && !full) continue;
+            if ((p == REF_O_NORM && !full) || (p == REF_B_BIAS && !exact)) continue;
             snprintf(name, sizeof name, "params.%s", ref_gd_param_name[p]);
             const float *value = floats(&golden, name, &n);
             assert_int_equal(n, ref_gd_param_count(&r, p));
@@ -248,10 +250,12 @@ static void *space(size_t bytes) {
     return p;
 }
 
-static void oracle(const struct head_case *h, double *out[D_COUNT]) {
+/* beta: in f64 (NULL: the case's own) */
+static void oracle_of(const struct head_case *h, const double *beta, double *out[D_COUNT]) {
     const int64_t T = h->rows, S = h->dk * h->dv;
     double *in[] = {widen(h->q, T * h->dk), widen(h->k, T * h->dk), widen(h->v, T * h->dv),   widen(h->log_alpha, T),
                     widen(h->beta, T),      widen(h->S0, S),        widen(h->d_o, T * h->dv), widen(h->dS, S)};
+    if (beta) memcpy(in[4], beta, (size_t)T * sizeof *beta);
     for (int i = 0; i < D_COUNT; i++) out[i] = widen(NULL, part_count(h, i));
     const struct ref_delta r = {.rows = T,
                                 .dk = h->dk,
@@ -277,6 +281,8 @@ static void oracle(const struct head_case *h, double *out[D_COUNT]) {
     ref_delta_backward(&r);
     for (size_t i = 0; i < CHM_ARRAY_COUNT(in); i++) free(in[i]);
 }
+
+static void oracle(const struct head_case *h, double *out[D_COUNT]) { oracle_of(h, NULL, out); }
 
 /* The same through a backend's kernels: chunks of at most `limit` rows, gradients chunk by chunk from the last. */
 static void through_kernels(const struct chm_kernels *k, const struct head_case *h, int64_t limit, float *out[D_COUNT],
@@ -506,6 +512,122 @@ static void test_extremes(void **state) {
     }
 }
 
+/* ---- the exact step ---- */
+
+/* One step against the exponential of the flow it solves, and the slopes of its gain against the reference's. */
+static void test_exact_step(void **state) {
+    (void)state;
+    enum { DK = 16, DV = 8 };
+    static const double betas[] = {0, 1e-6, 0.3, 1}, lengths[] = {0, 1e-30, 1e-3, 0.01, 0.0316, 0.3, 1, 3, 10, 100};
+    double worst = 0, worst_slope = 0;
+    for (uint64_t b = 0; b < CHM_ARRAY_COUNT(betas); b++)
+        for (uint64_t l = 0; l < CHM_ARRAY_COUNT(lengths); l++) {
+            double k[DK], v[DV], S[DK * DV], want[DK * DV], raw = 0, error = 0, size = 0;
+            for (uint64_t i = 0; i < DK * DV; i++)
+                want[i] = S[i] = chm_uniform_at(5, CHM_RANDOM_TEST, 1, b * 4096 + l * 256 + i) - 0.5;
+            for (uint64_t i = 0; i < DV; i++)
+                v[i] = chm_uniform_at(5, CHM_RANDOM_TEST, 2, b * 4096 + l * 256 + i) - 0.5;
+            for (uint64_t i = 0; i < DK; i++) {
+                k[i] = chm_uniform_at(5, CHM_RANDOM_TEST, 3, b * 4096 + l * 256 + i) - 0.5;
+                raw += k[i] * k[i];
+            }
+            double square = 0;
+            for (int i = 0; i < DK; i++) {
+                k[i] *= lengths[l] / sqrt(raw);
+                square += k[i] * k[i];
+            }
+            double slope[2], by_beta, by_square;
+            const double c = efla_gain(betas[b], square, &by_beta, &by_square);
+            ref_efla(betas[b], square, slope);
+            worst_slope = fmax(worst_slope, fabs(by_beta - slope[0]));
+            if (slope[1] != 0) worst_slope = fmax(worst_slope, fabs(by_square / slope[1] - 1));
+            ref_efla_flow(DK, DV, betas[b], k, v, want);
+            for (int j = 0; j < DV; j++) {
+                double seen = 0;
+                for (int i = 0; i < DK; i++) seen += k[i] * S[i * DV + j];
+                for (int i = 0; i < DK; i++) {
+                    const double got = S[i * DV + j] + k[i] * c * (v[j] - seen), d = got - want[i * DV + j];
+                    error += d * d;
+                    size += want[i * DV + j] * want[i * DV + j];
+                }
+            }
+            worst = fmax(worst, sqrt(error / size));
+        }
+    print_message("one step against the exponential: %.1e, slopes of the gain: %.1e\n", worst, worst_slope);
+    assert_true(worst <= 1e-12);
+    assert_true(worst_slope <= 1e-9);
+    assert_true(efla_gain(1, 1e300, NULL, NULL) == 1e-300 && efla_gain(0.5, 0, NULL, NULL) == 0.5);
+}
+
+/* Two thousand rows with keys of every length through the kernels of every backend, and the gradients of gain and key
+ * together. */
+static void test_exact_rows(void **state) {
+    (void)state;
+    enum { T = 2048, DK = 64, DV = 64 };
+    struct head_case h = {.rows = T, .dk = DK, .dv = DV};
+    float **arrays[] = {&h.q, &h.k, &h.v, &h.log_alpha, &h.beta, &h.S0, &h.d_o, &h.dS};
+    const int64_t counts[] = {T * DK, T * DK, T * DV, T, T, DK * DV, T * DV, DK * DV};
+    for (uint32_t a = 0; a < CHM_ARRAY_COUNT(arrays); a++) {
+        *arrays[a] = space((size_t)counts[a] * sizeof(float));
+        chm_normals(29, CHM_RANDOM_TEST, a, counts[a], *arrays[a]);
+    }
+    float *beta = space(T * sizeof(float));
+    for (int64_t t = 0; t < T; t++) {
+        double q = 0, k = 0;
+        for (int i = 0; i < DK; i++) {
+            q += (double)h.q[t * DK + i] * (double)h.q[t * DK + i];
+            k += (double)h.k[t * DK + i] * (double)h.k[t * DK + i];
+        }
+        const double length = pow(10, 5 * chm_uniform_at(3, CHM_RANDOM_TEST, 71, (uint64_t)t) - 3);
+        for (int i = 0; i < DK; i++) {
+            h.q[t * DK + i] = (float)((double)h.q[t * DK + i] / sqrt(q));
+            h.k[t * DK + i] = t % 50 == 7 ? 0 : (float)((double)h.k[t * DK + i] / sqrt(k) * length);
+        }
+        const double u = chm_uniform_at(3, CHM_RANDOM_TEST, 70, (uint64_t)t);
+        h.log_alpha[t] = (float)(-0.02 * u);
+        beta[t] = t % 31 == 3 ? 0 : t % 31 == 4 ? 1 : (float)u;
+    }
+    const float *const in[] = {h.k, beta};
+    efla_forward(NULL, T, (const int64_t[]){DK, 1}, in, 1, h.beta);
+    /* the oracle's gains are its own, in f64 */
+    double *want[D_COUNT], *gain = widen(NULL, T), error = 0;
+    for (int64_t t = 0; t < T; t++) {
+        double square = 0;
+        for (int i = 0; i < DK; i++) square += (double)h.k[t * DK + i] * (double)h.k[t * DK + i];
+        gain[t] = ref_efla((double)beta[t], square, NULL);
+        if (gain[t] > 0) error = fmax(error, fabs((double)h.beta[t] / gain[t] - 1));
+    }
+    print_message("gain, largest relative error in f32: %.1e\n", error);
+    assert_true(error <= 1.3e-7);
+    oracle_of(&h, gain, want);
+    free(gain);
+    each_backend("exact step, |k| 1e-3..1e2, beta 0..1", &h, want, 2e-6, 1e-5);
+    /* what the operator makes of a gradient of its gains */
+    float *din[] = {space(T * DK * sizeof(float)), space(T * sizeof(float))}, *d = space(T * sizeof(float));
+    memset(din[0], 0, T * DK * sizeof(float));
+    memset(din[1], 0, T * sizeof(float));
+    for (int64_t t = 0; t < T; t++) d[t] = (float)want[D_BETA][t];
+    efla_backward(NULL, T, (const int64_t[]){DK, 1}, in, 1, h.beta, d, din);
+    double *dk = widen(NULL, T * DK), *dbeta = widen(NULL, T);
+    for (int64_t t = 0; t < T; t++) {
+        double square = 0, slope[2];
+        for (int i = 0; i < DK; i++) square += (double)h.k[t * DK + i] * (double)h.k[t * DK + i];
+        ref_efla((double)beta[t], square, slope);
+        dbeta[t] = (double)d[t] * slope[0];
+        for (int i = 0; i < DK; i++) dk[t * DK + i] = 2 * (double)d[t] * slope[1] * (double)h.k[t * DK + i];
+    }
+    assert_true(relative(din[0], dk, NULL, T * DK) <= 1e-6);
+    assert_true(relative(din[1], dbeta, NULL, T) <= 1e-6);
+    free(dk);
+    free(dbeta);
+    chm_free(din[0]);
+    chm_free(din[1]);
+    chm_free(d);
+    chm_free(beta);
+    for (int p = 0; p < D_COUNT; p++) free(want[p]);
+    free_case(&h);
+}
+
 /* ---- the generated tests ---- */
 
 static void test_layers_pass(void **state) {
@@ -521,6 +643,8 @@ static void test_layers_pass(void **state) {
         {"gd", {"gd.short_conv=0", "gd.output_gate=false", "rms_norm_before_every_linear=false"}, 3, 70},
         {"gd", {"gd.chunk_size=7", "gd.short_conv=1"}, 2, 30},
         {"gd", {"gd.chunkwise_parallel=false"}, 1, 30},
+        {"gd", {"gd.efla=true"}, 1, 0},
+        {"gd", {"efla.enabled=true", "efla.target_layers=gd", "gd.value_expand=2", "gd.short_conv=0"}, 4, 30},
         {"mlp", {"intermediate_size=100"}, 1, 0},
     };
     chm_runtime *r = open_runtime(2, NULL);
@@ -994,6 +1118,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_oracle_layers),     cmocka_unit_test(test_golden_layers),
         cmocka_unit_test(test_golden_recurrence), cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_exact_step),        cmocka_unit_test(test_exact_rows),
         cmocka_unit_test(test_layers_pass),       cmocka_unit_test(test_broken_kernels),
         cmocka_unit_test(test_broken_layers),     cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_out_of_memory),

@@ -222,6 +222,20 @@ const char *chm_card_get(const chm_card *card, const char *key, const char **ori
     return v->shown;
 }
 
+/* "a.b" below an object */
+static const chm_value *member_at(const chm_value *v, const char *path) {
+    char key[64];
+    while (v && *path) {
+        const size_t n = strcspn(path, ".");
+        if (n >= sizeof key || v->type != CHM_VALUE_OBJECT) return NULL;
+        memcpy(key, path, n);
+        key[n] = 0;
+        v = chm_value_member(v, key);
+        path += n + (path[n] == '.');
+    }
+    return v;
+}
+
 int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugin, void *instance, chm_arena *arena) {
     int status = chm_option_defaults(plugin->options, plugin->option_count, instance, arena);
     if (status || !plugin->section) return status;
@@ -229,12 +243,25 @@ int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugi
     if (!section || section->type != CHM_VALUE_OBJECT) return CHM_OK;
     for (uint32_t i = 0; i < plugin->option_count; i++) {
         const struct chm_option *o = &plugin->options[i];
-        const chm_value *v = chm_value_member(section, o->name);
+        const chm_value *v = member_at(section, o->name);
         if (!v || !v->shown) continue;
-        status = chm_option_parse(o, v->shown, instance, arena);
+        /* [0.3, "how"]: the option is the number */
+        const bool tuple = v->row && v->row->shape == CHM_SHAPE_TUPLE && v->first;
+        chm_string number = {0};
+        if (tuple) chm_value_write(v->first, -1, &number);
+        status = number.failed ? CHM_E_MEMORY : chm_option_parse(o, tuple ? number.text : v->shown, instance, arena);
+        chm_string_finish(&number);
         if (status) return chm_fail_prefix(status, "%s", v->shown_origin);
     }
     return CHM_OK;
+}
+
+int chm_card_mixer_options(const chm_card *card, int layer, const struct chm_plugin *plugin, void *instance,
+                           chm_arena *arena) {
+    const int status = chm_card_plugin_options(card, plugin, instance, arena);
+    if (status || !card->model.efla[layer]) return status;
+    const struct chm_option *o = chm_option_find(plugin->options, plugin->option_count, "efla");
+    return o ? chm_option_parse(o, "true", instance, arena) : CHM_OK;
 }
 
 char *chm_card_json(const chm_card *card) {

@@ -46,6 +46,7 @@ typedef struct chm_model_config {
     const char *ffn[CHM_MAX_LAYERS];        /* "mlp" (or "moe") */
     bool in_loop[CHM_MAX_LAYERS];
     struct chm_loop_config loop;
+    bool efla[CHM_MAX_LAYERS];  /* named by efla.target_layers, and efla is on */
     int64_t effective_depth;    /* residual writes: layers with those in the loop counted loop_default times */
     const char *tokenizer;      /* tokenizer.type: "bytes" */
     const char *tokenizer_file; /* files.tokenizer, or NULL */
@@ -107,6 +108,9 @@ const chm_train_config *chm_card_train(const chm_card *card);
 const char *chm_card_get(const chm_card *card, const char *key, const char **origin);
 /* Fills a plugin's instance from its section: defaults, then the card's values. */
 int chm_card_plugin_options(const chm_card *card, const struct chm_plugin *plugin, void *instance, chm_arena *arena);
+/* The same for the mixer of a layer, which the card's section efla may name: then its option of that name is on. */
+int chm_card_mixer_options(const chm_card *card, int layer, const struct chm_plugin *plugin, void *instance,
+                           chm_arena *arena);
 /* The resolved card as JSON, keys in the card's order, overrides applied: what a model file carries. Caller frees. */
 char *chm_card_json(const chm_card *card);
 /* Sections that were checked but whose module is not built: "name: why", NULL-terminated. */

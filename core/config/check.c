@@ -1,6 +1,7 @@
 /* check.c: what several values say together: the layer table, the structs the runtime reads, contradictions. */
 #include "config/card_internal.h"
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- reading checked values ---- */
@@ -622,6 +623,23 @@ static void check_loops_of(chm_card *card, const char *map) {
     }
 }
 
+/* The layer's switch for the exact step: an option `efla` of its plugin. NULL: it has none, or is not loaded. */
+static const struct chm_option *efla_option(const chm_card *card, int64_t layer, const struct chm_plugin **plugin) {
+    const char *name = card->model.mixer[layer];
+    *plugin = name ? chm_find_plugin(card->registry, CHM_KIND_LAYER, name, false) : NULL;
+    const struct chm_option *o = *plugin ? chm_option_find((*plugin)->options, (*plugin)->option_count, "efla") : NULL;
+    return o && o->type == CHM_OPT_BOOL && o->offset != CHM_OPTION_CHECKED ? o : NULL;
+}
+
+static void add_efla(chm_card *card, const chm_value *targets, int64_t layer, const char *word) {
+    const struct chm_plugin *plugin;
+    if (efla_option(card, layer, &plugin))
+        card->model.efla[layer] = true;
+    else if (plugin)
+        chm_card_problem(card, targets, "'%s' is layer %lld, and its plugin '%s' has no option efla: no exact step",
+                         word, (long long)layer, plugin->name);
+}
+
 static void check_efla(chm_card *card) {
     const chm_value *targets = good(card, "efla.target_layers"), *pattern = good(card, "backbone.layer_pattern");
     if (!is_on(card, "efla.enabled") || !targets || !pattern || targets->type != CHM_VALUE_STRING) return;
@@ -630,10 +648,23 @@ static void check_efla(chm_card *card) {
     split_pattern(card, pattern, &have);
     const char *names[CHM_MAX_LAYERS + 1];
     names[distinct(&have, names)] = NULL;
+    const int64_t layers = card->model.layers;
     for (int64_t i = 0; i < want.count; i++) {
         bool there = false;
+        if (!want.name[i][strspn(want.name[i], "0123456789")]) {
+            const long long layer = strtoll(want.name[i], NULL, 10);
+            if (layer < layers)
+                add_efla(card, targets, layer, want.name[i]);
+            else
+                chm_card_problem(card, targets, "layer %s is not among layers 0..%lld", want.name[i],
+                                 (long long)layers - 1);
+            continue;
+        }
         for (size_t j = 0; names[j]; j++) there = there || strcmp(names[j], want.name[i]) == 0;
         const char *nearest = there ? NULL : chm_nearest(want.name[i], names);
+        const int problems = card->problem_count; /* one is enough for all layers of a name */
+        for (int64_t j = 0; there && j < layers && card->problem_count == problems; j++)
+            if (strcmp(have.name[j % have.count], want.name[i]) == 0) add_efla(card, targets, j, want.name[i]);
         if (!there && nearest)
             chm_card_problem(card, targets, "no layer '%s' in the pattern (did you mean '%s'?)", want.name[i], nearest);
         else if (!there)

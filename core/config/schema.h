@@ -35,8 +35,8 @@ struct chm_schema_row {
     enum chm_shape shape;
     unsigned flags;
     struct chm_option option; /* name: the path; for other shapes than VALUE only `doc` counts */
-    const char *tuple;
-    const char *planned; /* what the section drives while nothing built reads it: "layer plugin" */
+    const char *tuple;        /* items: "int", "float", "text", or the very word that must stand there */
+    const char *planned;      /* what the section drives while nothing built reads it: "layer plugin" */
 };
 
 /* All rows, in the order of the card. */

@@ -138,7 +138,12 @@ const char *const *chm_card_names(chm_card *card, const chm_value *at) {
         return NULL;
     }
     if (at->plugin) {
-        for (uint32_t i = 0; i < at->plugin->option_count; i++) list[n++] = at->plugin->options[i].name;
+        for (uint32_t i = 0; i < at->plugin->option_count; i++)
+            if (!strchr(at->plugin->options[i].name, '.')) list[n++] = at->plugin->options[i].name;
+        const struct chm_schema_row *row;
+        size_t cursor = 0;
+        while ((row = chm_schema_next(at->plugin->section, &cursor)) != NULL)
+            if (row->shape == CHM_SHAPE_SECTION) list[n++] = chm_schema_name(row);
     } else if (at->where) {
         const struct chm_schema_row *row;
         size_t cursor = 0;
@@ -182,6 +187,12 @@ static void annotate_child(chm_card *card, chm_value *object, chm_value *child) 
         child->row = chm_schema_key("", "§");
     } else if (object->plugin) {
         child->option = chm_option_find(object->plugin->options, object->plugin->option_count, child->key);
+        /* options "a.b" are members of an object a, whose shape the schema knows */
+        const struct chm_schema_row *row = child->option ? NULL : chm_schema_key(object->plugin->section, child->key);
+        if (row && row->shape == CHM_SHAPE_SECTION) {
+            child->row = row;
+            child->where = row->path;
+        }
     } else if (object->where) {
         child->row = chm_schema_key(object->where, child->key);
         child->plugin = plugin_of_section(card, object->where, child->key);
@@ -327,7 +338,11 @@ static void check_document(chm_card *card, chm_value *v, bool deep) {
     }
 }
 
-/* Whether a list has the item types of one alternative, "int text". */
+static bool is_word(const char *at, size_t length, const char *word) {
+    return strncmp(at, word, length) == 0 && !word[length];
+}
+
+/* Whether a list has the item types of one alternative, "int text"; any other word is itself what must stand there. */
 static bool is_tuple(const chm_value *v, const char *types, size_t length) {
     if (v->type != CHM_VALUE_ARRAY) return false;
     const chm_value *item = v->first;
@@ -335,9 +350,10 @@ static bool is_tuple(const chm_value *v, const char *types, size_t length) {
         size_t n = 0;
         while (c + n < end && c[n] != ' ') n++;
         if (!item) return false;
-        bool good = *c == 'i'   ? item->type == CHM_VALUE_INT && item->integer >= 0
-                    : *c == 'f' ? item->type == CHM_VALUE_INT || item->type == CHM_VALUE_REAL
-                                : item->type == CHM_VALUE_STRING;
+        bool good = is_word(c, n, "int")     ? item->type == CHM_VALUE_INT && item->integer >= 0
+                    : is_word(c, n, "float") ? item->type == CHM_VALUE_INT || item->type == CHM_VALUE_REAL
+                                             : item->type == CHM_VALUE_STRING;
+        if (good && item->type == CHM_VALUE_STRING && !is_word(c, n, "text")) good = is_word(c, n, item->text);
         if (!good) return false;
         c += n + (c + n < end);
     }
@@ -356,7 +372,7 @@ static bool is_one_of_tuples(const chm_value *v, const char *types) {
 static void say_tuple(const char *types, char *text, size_t n) {
     size_t used = 0;
     text[used++] = '[';
-    for (const char *c = types; *c && used + 24 < n; c++) {
+    for (const char *c = types; *c && used + 48 < n; c++) {
         if (*c == '|') {
             used += (size_t)snprintf(text + used, n - used, "] or [");
             continue;
@@ -365,8 +381,16 @@ static void say_tuple(const char *types, char *text, size_t n) {
             used += (size_t)snprintf(text + used, n - used, ", ");
             continue;
         }
-        used += (size_t)snprintf(text + used, n - used, "%s", *c == 'i' ? "integer" : *c == 'f' ? "number" : "text");
-        while (c[1] && c[1] != ' ' && c[1] != '|') c++;
+        const size_t length = strcspn(c, " |");
+        const char *kind = is_word(c, length, "int")     ? "integer"
+                           : is_word(c, length, "float") ? "number"
+                           : is_word(c, length, "text")  ? "text"
+                                                         : NULL;
+        if (kind)
+            used += (size_t)snprintf(text + used, n - used, "%s", kind);
+        else
+            used += (size_t)snprintf(text + used, n - used, "\"%.*s\"", (int)length, c);
+        c += length - 1;
     }
     snprintf(text + used, n - used, "]");
 }
@@ -569,7 +593,7 @@ void chm_card_fill(chm_card *card, chm_value *v) {
     if (v->plugin) {
         for (uint32_t i = 0; i < v->plugin->option_count; i++) {
             const struct chm_option *o = &v->plugin->options[i];
-            if (!o->def || chm_value_member(v, o->name)) continue;
+            if (!o->def || strchr(o->name, '.') || chm_value_member(v, o->name)) continue;
             const chm_value *dim = chm_card_find(card, "head_dim");
             bool delta = strcmp(v->plugin->section, "gated_deltanet") == 0 && strcmp(o->name, "state_size") == 0;
             if (delta && dim && dim->type == CHM_VALUE_INT && !dim->invalid) {

@@ -109,10 +109,11 @@ static const struct chm_declare_ops counting_ops = {
     .size = sizeof(counting_ops), .param = count_param, .state = count_state, .fail = count_fail, .ring = count_ring};
 
 /* What the plugin of layer `layer` declares under this card. *built is false when there is no such plugin: then it is
- * counted as it is described, if it is. */
-static int count_layer(const chm_runtime *r, const chm_card *card, const char *name, int layer, part_size *size,
+ * counts nothing. */
+static int count_layer(const chm_runtime *r, const chm_card *card, bool mixer, int layer, part_size *size,
                        size_t *state_bytes, bool *built) {
     const chm_model_config *config = chm_card_model(card);
+    const char *name = mixer ? config->mixer[layer] : config->ffn[layer];
     const struct chm_plugin *plugin = chm_registry_find(&r->registry, CHM_KIND_LAYER, name);
     *size = (part_size){0};
     *state_bytes = 0;
@@ -130,13 +131,13 @@ static int count_layer(const chm_runtime *r, const chm_card *card, const char *n
                                  .norm_before_linear = config->norm_before_linear,
                                  .in_loop = config->in_loop[layer]};
     int status = CHM_OK;
-    if (plugin == NULL) {
-        chm_planned_declare(card, name, &c.declare, &info);
-    } else {
+    if (plugin != NULL) {
         const struct chm_layer_ops *ops = plugin->ops;
         void *self = chm_arena_zero(&c.arena, plugin->instance_size ? plugin->instance_size : 1);
         status = self ? CHM_OK : CHM_E_MEMORY;
-        if (status == CHM_OK) status = chm_card_plugin_options(card, plugin, self, &c.arena);
+        if (status == CHM_OK)
+            status = mixer ? chm_card_mixer_options(card, layer, plugin, self, &c.arena)
+                           : chm_card_plugin_options(card, plugin, self, &c.arena);
         if (status == CHM_OK && ops->declare(self, &c.declare, &info) != 0)
             status = c.status != CHM_OK ? c.status : chm_fail(CHM_E_PLUGIN, "its declare failed and gave no reason");
     }
@@ -225,8 +226,8 @@ static int collect_layers(const chm_runtime *r, const chm_card *card, check_repo
         part_size mixer, ffn;
         size_t mixer_state, ffn_state;
         bool mixer_built, ffn_built;
-        int status = count_layer(r, card, config->mixer[i], i, &mixer, &mixer_state, &mixer_built);
-        if (status == CHM_OK) status = count_layer(r, card, config->ffn[i], i, &ffn, &ffn_state, &ffn_built);
+        int status = count_layer(r, card, true, i, &mixer, &mixer_state, &mixer_built);
+        if (status == CHM_OK) status = count_layer(r, card, false, i, &ffn, &ffn_state, &ffn_built);
         if (status != CHM_OK) return status;
         count_figures(card, i, &mixer, &ffn, &norm, f);
         f->state_bytes += mixer_state + ffn_state;

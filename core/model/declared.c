@@ -423,7 +423,7 @@ static void layer_findings(const chm_card *card, chm_table *out) {
               "%.0f positions, but no phase trains on more than %.0f", positions, longest);
     if (chm_card_get(card, "efla.target_layers", NULL) && chm_card_says(card, "gated_deltanet.key_norm", "l2"))
         found(out, "efla.target_layers, gated_deltanet.key_norm",
-              "with keys of length one the exact step only maps beta to 1 - e^-beta: raw keys are what it is for%s",
+              "keys of length one would make the exact step a map of beta to 1 - e^-beta: there keys stay raw%s",
               chm_card_on(card, "efla.enabled") ? "" : " (off in this card)");
     double sketch[1] = {0};
     const double slot = get(card, "braid_state.entity_table.slot_bits");
@@ -432,6 +432,10 @@ static void layer_findings(const chm_card *card, chm_table *out) {
         found(out, "braid_state.semantic_sketch, braid_state.entity_table.slot_bits",
               "xor needs equal widths: %.0f bits and %.0f bits%s", sketch[0], slot,
               fmod(sketch[0], slot) == 0 ? "; a slot must be repeated" : "");
+    const double own = get(card, "tsp_knot.sketch_bits");
+    if (sketch[0] > 0 && own > 0 && own != sketch[0])
+        found(out, "tsp_knot.sketch_bits, braid_state.semantic_sketch",
+              "%.0f bits and %.0f: the sketch of layer sk is what a stream exports", own, sketch[0]);
     const double flips = get(card, "tsp_knot.relaxation_phase2_flip_fraction") * sketch[0];
     if (flips > 0 && flips != rint(flips))
         found(out, "tsp_knot.relaxation_phase2_flip_fraction, braid_state.semantic_sketch",
@@ -453,16 +457,24 @@ static void expert_findings(const chm_card *card, chm_table *out) {
               "cannot be told apart");
 }
 
-/* Terms of an energy whose operand only a running host has. */
+/* Terms of the energy that sk minimises whose operand only a provider in the host has, of which there is none. */
 static void energy_findings(const chm_card *card, chm_table *out) {
-    static const struct { const char *term, *section; } terms[] = {{"grammar", "grammar"}, {"debt", "debt_ledger"}};
-    if (!has_layer(chm_card_model(card), "sk") || !chm_card_get(card, "training.phases.pretrain.tokens", NULL)) return;
+    static const struct {
+        const char *term, *provider;
+    } terms[] = {
+        {"binding_fidelity", "a memory's entities"},
+        {"grammar", "a grammar's state"},
+        {"debt", "a ledger of obligations"},
+    };
+    if (!has_layer(chm_card_model(card), "sk")) return;
     for (size_t i = 0; i < CHM_ARRAY_COUNT(terms); i++) {
         char keys[96];
+        double weight[1] = {1};
         snprintf(keys, sizeof keys, "tsp_knot.energy_terms.%s", terms[i].term);
-        if (chm_card_get(card, keys, NULL))
-            found(out, keys, "the term needs what %s keeps for a running text: in training it is absent",
-                  terms[i].section);
+        chm_card_numbers(card, keys, weight, 1);
+        if (weight[0] != 0)
+            found(out, keys, "the term needs %s, which no plugin provides: it counts as zero, in training and running",
+                  terms[i].provider);
     }
 }
 

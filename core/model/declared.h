@@ -22,9 +22,6 @@ typedef struct chm_figures {
     int planned;                            /* layers and ffns among them that are not built */
 } chm_figures;
 
-/* Declares a layer or ffn that is planned but not built, as the card describes it; false: no such description. */
-bool chm_planned_declare(const chm_card *card, const char *name, chm_declare *d, const chm_layer_info *info);
-
 /*
  * Lines "key, declared, computed, verdict, note" for every stated number that can be computed, and lines "keys,
  * finding" for values of the card that contradict each other or a rule of arithmetic. Tables are initialised here.

@@ -70,6 +70,7 @@ int chm_layer_alone_open(chm_layer_alone *l, const chm_runtime *r, const chm_lay
                          const chm_safetensors *file, int64_t width, double init_range, bool plain) {
     memset(l, 0, sizeof *l);
     const char **set = NULL;
+    char smooth[128];
     chm_card *card = NULL;
     struct chm_card_options how;
     if (options->size != sizeof *options)
@@ -82,10 +83,16 @@ int chm_layer_alone_open(chm_layer_alone *l, const chm_runtime *r, const chm_lay
     if (status) return status;
     how.one_layer = true;
     if (plain) {
-        set = chm_alloc((how.set_count + 1) * sizeof *set);
+        /* a layer that rounds by itself, too, has an option to leave it */
+        const struct chm_option *o = chm_option_find(plugin->options, plugin->option_count, "smooth");
+        set = chm_alloc((how.set_count + 2) * sizeof *set);
         if (!set) return CHM_E_MEMORY;
         for (size_t i = 0; i < how.set_count; i++) set[i] = how.set[i];
         set[how.set_count++] = "quantization.method=none";
+        if (o && o->type == CHM_OPT_BOOL) {
+            snprintf(smooth, sizeof smooth, "%s.smooth=true", plugin->section);
+            set[how.set_count++] = smooth;
+        }
         how.set = set;
     }
     status = parse_card(plugin, file, width ? width : 48, init_range, &how, &card);

@@ -229,7 +229,9 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
     s.part = arena_format(&m->arena, "layers.%d.%s", index, part);
     layer->self = chm_arena_zero(&m->arena, CHM_MAX(layer->plugin->instance_size, 1u));
     if (!norm || !s.part || !layer->self) return CHM_E_MEMORY;
-    const int status = chm_card_plugin_options(m->card, layer->plugin, layer->self, &m->arena);
+    const int status = strcmp(part, "mixer") == 0
+                           ? chm_card_mixer_options(m->card, index, layer->plugin, layer->self, &m->arena)
+                           : chm_card_plugin_options(m->card, layer->plugin, layer->self, &m->arena);
     if (status) return status;
     layer->part = s.part;
     layer->norm = add_param(&s, norm, CHM_ROLE_NORM, chm_constant(1), 1, &config->width);

@@ -117,7 +117,10 @@ static int check_options(const struct chm_plugin *p) {
     if (p->option_count > 1000) return chm_fail(CHM_E_PLUGIN, "%u options are too many", p->option_count);
     for (uint32_t i = 0; i < p->option_count; i++) {
         const struct chm_option *o = &p->options[i];
-        if (!o->name || !is_name(o->name, strlen(o->name)))
+        /* "object.member": the schema of cards says which objects a section may hold */
+        const size_t object = o->name ? strcspn(o->name, ".") : 0;
+        if (!o->name || !is_name(o->name, object) ||
+            (o->name[object] && !is_name(o->name + object + 1, strlen(o->name + object + 1))))
             return chm_fail(CHM_E_PLUGIN, "option %u has no name of letters, digits and underscores", i);
         if (chm_option_find(p->options, i, o->name))
             return chm_fail(CHM_E_PLUGIN, "two options are called '%s'", o->name);

@@ -113,7 +113,10 @@ struct chm_string_list {
 /*
  * One option. The table is the only source for checking a card, `chimera plugins show`, overrides and docs. `offset` is
  * where the host stores the value in the plugin's instance; CHM_OPTION_CHECKED marks a key that is accepted and checked
- * but read by nobody (a fixed property that the card spells out).
+ * but read by nobody (a fixed property that the card spells out). A name "object.member" is a member of an object in
+ * the section that the host's schema of cards has there; of a list [0.3, "how"] the option is the number. The host
+ * looks for two names: a boolean `efla`, which it sets where the card's section efla names the layer, and a boolean
+ * `smooth`, which the generated tests set where they compare numbers, for layers that round by themselves.
  */
 struct chm_option {
     const char *name;

@@ -23,6 +23,9 @@ one is larger than its bound. Matrices are used as given: nothing is quantised.
     gd_recurrence_negeig.safetensors the same with beta in (0, 2)
     gd_full.safetensors              the formula written out below (no public twin has all of it):
                                      states carried, dv = 2 dk, beta in (0, 2), norm before W_o
+    gd_efla.safetensors              the same with the exact step: raw keys from 0.07 to 97 long, every
+                                     step the matrix exponential (torch.linalg.matrix_exp) of the
+                                     differential equation it solves; beta has a bias
 
 Names: inputs `x`, `params.*`, `state.*`, `dy`, `dstate.*`; expected `y`, `final.*`, `dx`, `grad.*`,
 `gradstate.*`. A state or final-state gradient that is not in the file is zero. A recurrence file
@@ -30,7 +33,7 @@ has `q`, `k`, `v`, `log_alpha`, `beta`, `state.memory`, `do`, `dstate.memory` an
 `final.memory`, `dq`, `dk`, `dv`, `dlog_alpha`, `dbeta`, `gradstate.memory`. Shapes, T rows, H heads:
 
     x, y [T, D]      q, k [H*dk, D]      v, g [H*dv, D]      o [D, H*dv]      a, b [H, D]
-    A_log, dt_bias [H]      head_norm [dv]      o_norm [H*dv] (only where that norm is on)
+    A_log, dt_bias, b_bias [H] (b_bias only in gd_efla)      head_norm [dv]      o_norm [H*dv] (only where that norm is on)
     conv_q, conv_k, conv_v [channels, 4], column j multiplies u_{t-j} (torch's conv1d is reversed)
     memory [H, dk, dv]      state of conv_* [H, 3, dk or dv], index 0 is u_{t-1}, before the SiLU
     recurrence: q, k [T, H, dk], unit rows, unscaled;  v, o [T, H, dv];  log_alpha, beta [T, H]
@@ -61,13 +64,13 @@ TAPS = 4
 # D, H, dk, dv, T
 SMALL = {"gd_qwen3next": (12, 3, 16, 16, 150), "gd_qwen3next_d64": (12, 2, 64, 64, 150),
          "gd_recurrence": (None, 2, 64, 64, 200), "gd_recurrence_negeig": (None, 2, 16, 16, 77),
-         "gd_full": (64, 2, 16, 32, 70)}
+         "gd_full": (64, 2, 16, 32, 70), "gd_efla": (24, 2, 16, 16, 70)}
 LARGE = SMALL | {"gd_qwen3next": (96, 3, 32, 32, 150), "gd_qwen3next_d64": (128, 2, 64, 64, 150),
                  "gd_recurrence_negeig": (None, 2, 64, 64, 77)}
 # Layers: seeds for which the gradients of A_log and dt_bias, sums over all rows for 2 or 3 heads, do
 # not happen to cancel; where they do, any f32 program is off by 1e-4 relative there. Recurrences:
 # seeds for which head 0 still remembers its initial state after the last row.
-SEEDS = {"gd_qwen3next": 1, "gd_qwen3next_d64": 2, "gd_full": 6,
+SEEDS = {"gd_qwen3next": 1, "gd_qwen3next_d64": 2, "gd_full": 6, "gd_efla": 9,
          "gd_recurrence": 91, "gd_recurrence_negeig": 7}
 
 
@@ -233,7 +236,19 @@ def own_recurrence(t):
     return {"o": torch.stack(rows), "final.memory": S}
 
 
-def own_layer(shape, neg_eigval=False, o_norm=False):
+def exact_recurrence(t):
+    """dS/dtau = k^T (v - k S), for a time beta after the decay: the exponential of its generator."""
+    S, scale, rows, dk = t["state.memory"], t["q"].shape[-1] ** -0.5, [], t["q"].shape[-1]
+    below = torch.zeros(S.shape[0], S.shape[2], dk + S.shape[2], dtype=S.dtype)
+    for q, k, v, log_alpha, beta in zip(t["q"], t["k"], t["v"], t["log_alpha"], t["beta"]):
+        right = torch.cat([-torch.einsum("hi,hj->hij", k, k), torch.einsum("hi,hj->hij", k, v)], dim=-1)
+        flow = torch.linalg.matrix_exp(beta[:, None, None] * torch.cat([right, below], dim=-2))[:, :dk]
+        S = flow[..., :dk] @ (log_alpha.exp()[:, None, None] * S) + flow[..., dk:]
+        rows.append(scale * torch.einsum("hk,hkv->hv", q, S))
+    return {"o": torch.stack(rows), "final.memory": S}
+
+
+def own_layer(shape, neg_eigval=False, o_norm=False, recurrence=own_recurrence):
     D, H, dk, dv, T = shape
     silu = lambda u: u * torch.sigmoid(u)
     l2 = lambda u: u * torch.rsqrt((u * u).sum(-1, keepdim=True) + EPSILON)
@@ -250,11 +265,12 @@ def own_layer(shape, neg_eigval=False, o_norm=False):
             w = p[f"conv_{n}"].reshape(H, -1, TAPS)
             return silu(sum(w[..., j] * u[TAPS - 1 - j:TAPS - 1 - j + T] for j in range(TAPS)))
 
-        q, k, v = l2(conv("q")), l2(conv("k")), conv("v")
+        exact = "b_bias" in p
+        q, k, v = l2(conv("q")), conv("k") if exact else l2(conv("k")), conv("v")
         log_alpha = -torch.exp(p["A_log"]) * F.softplus(x @ p["a"].T + p["dt_bias"])
-        beta = torch.sigmoid(x @ p["b"].T) * (2 if neg_eigval else 1)
+        beta = torch.sigmoid(x @ p["b"].T + (p["b_bias"] if exact else 0)) * (2 if neg_eigval else 1)
         memory = t.get("state.memory", torch.zeros(H, dk, dv, dtype=x.dtype))
-        out = own_recurrence({"q": q, "k": k, "v": v, "log_alpha": log_alpha, "beta": beta,
+        out = recurrence({"q": q, "k": k, "v": v, "log_alpha": log_alpha, "beta": beta,
                               "state.memory": memory})
         gate = silu(x @ p["g"].T).reshape(T, H, dv)
         mixed = (rms_norm(out["o"]) * p["head_norm"] * gate).reshape(T, H * dv)
@@ -474,6 +490,28 @@ def make_full(name, shape):
         rms_norm_before_every_linear="true")
 
 
+def closed_form(t):
+    """The same steps by the formula: S + c k^T (v - k S), c = (1 - e^(-beta |k|^2)) / |k|^2."""
+    square = (t["k"] * t["k"]).sum(-1)
+    return own_recurrence(t | {"beta": -torch.expm1(-t["beta"] * square) / square})
+
+
+def make_efla(name, shape):
+    arrays = draw_layer(SEEDS[name], shape, state=True, o_norm=True)
+    H = shape[1]
+    arrays["params.b_bias"] = as_f32({"": -2 + 0.3 * np.random.RandomState(3).standard_normal(H)})[""]
+    arrays["params.conv_k"].reshape(H, -1)[:] *= np.array([[0.1], [25]], dtype=np.float32)  # a head each
+    exact = own_layer(shape, o_norm=True, recurrence=exact_recurrence)
+    formula = own_layer(shape, o_norm=True, recurrence=closed_form)
+    result = differentiate(exact, arrays)
+    compare("f64 closed form", differentiate(formula, arrays), result, 1e-10, detail=True)
+    compare("f32 closed form", differentiate(formula, arrays, F32), result, 5e-5, detail=True)
+    directional(exact, arrays, result)
+    return arrays, result, metadata(
+        shape, False, f"own f64: make_gd.py with torch {torch.__version__} linalg.matrix_exp and autograd",
+        TOLERANCE + "1e-5", rms_norm_before_every_linear="true", efla="true")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("."), metavar="DIR")
@@ -483,7 +521,7 @@ def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     options.out.mkdir(parents=True, exist_ok=True)
-    makers = {"gd_qwen3next": make_qwen, "gd_qwen3next_d64": make_qwen, "gd_full": make_full,
+    makers = {"gd_qwen3next": make_qwen, "gd_qwen3next_d64": make_qwen, "gd_full": make_full, "gd_efla": make_efla,
               "gd_recurrence": make_recurrence, "gd_recurrence_negeig": make_recurrence}
     total = 0
     print("rms error / rms: output, worst final state, worst gradient")

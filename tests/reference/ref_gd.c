@@ -88,10 +88,66 @@ void ref_delta_backward(const struct ref_delta *r) {
     free(us);
 }
 
+/* ---- the exact step ---- */
+
+double ref_efla(double beta, double length2, double d[2]) {
+    const double x = beta * length2;
+    if (d) {
+        d[0] = exp(-x);
+        /* -beta^2 times (1 - (1 + x) e^-x) / x^2, whose series is sum (-x)^n (n + 1) / (n + 2)! */
+        double sum = 0, term = 0.5;
+        for (int n = 0; n < 40 && x < 1; n++, term *= -x / (n + 2)) sum += term * n + term;
+        d[1] = -(x < 1 ? beta * beta * sum : (-expm1(-x) - x * exp(-x)) / (length2 * length2));
+    }
+    return length2 > 0 && x > 0 ? -expm1(-x) / length2 : beta;
+}
+
+static void multiply(int64_t n, const long double *a, const long double *b, long double *to) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) {
+            to[i * n + j] = 0;
+            for (int64_t k = 0; k < n; k++) to[i * n + j] += a[i * n + k] * b[k * n + j];
+        }
+}
+
+void ref_efla_flow(int64_t dk, int64_t dv, double beta, const double *k, const double *v, double *S) {
+    enum { TERMS = 24 };
+    const int64_t n = dk + dv;
+    long double *all = calloc((size_t)(4 * n * n), sizeof *all), *A = all, *E = all + n * n, *P = all + 2 * n * n,
+                *next = all + 3 * n * n;
+    if (!all) abort();
+    long double size = 0;
+    int squarings = 0;
+    for (int64_t i = 0; i < dk; i++) size += (long double)k[i] * k[i];
+    for (size *= beta; size > 0.25L; size /= 2) squarings++;
+    for (int64_t i = 0; i < dk; i++) {
+        for (int64_t j = 0; j < dk; j++) A[i * n + j] = ldexpl(-(long double)beta * k[i] * k[j], -squarings);
+        for (int64_t j = 0; j < dv; j++) A[i * n + dk + j] = ldexpl((long double)beta * k[i] * v[j], -squarings);
+    }
+    for (int64_t i = 0; i < n; i++) E[i * n + i] = P[i * n + i] = 1;
+    for (int term = 1; term < TERMS; term++) {
+        multiply(n, P, A, next);
+        for (int64_t i = 0; i < n * n; i++) E[i] += P[i] = next[i] / term;
+    }
+    for (; squarings > 0; squarings--) {
+        multiply(n, E, E, next);
+        memcpy(E, next, (size_t)(n * n) * sizeof *E);
+    }
+    for (int64_t c = 0; c < dv; c++) {
+        for (int64_t i = 0; i < dk; i++) {
+            A[i] = E[i * n + dk + c];
+            for (int64_t j = 0; j < dk; j++) A[i] += E[i * n + j] * S[j * dv + c];
+        }
+        for (int64_t i = 0; i < dk; i++) S[i * dv + c] = (double)A[i];
+    }
+    free(all);
+}
+
 /* ---- the layer ---- */
 
-const char *const ref_gd_param_name[REF_PARAMS] = {
-    "q", "k", "v", "g", "o", "a", "b", "A_log", "dt_bias", "conv_q", "conv_k", "conv_v", "head_norm", "o_norm"};
+const char *const ref_gd_param_name[REF_PARAMS] = {"q",      "k",      "v",         "g",       "o",
+                                                   "a",      "b",      "A_log",     "dt_bias", "conv_q",
+                                                   "conv_k", "conv_v", "head_norm", "o_norm",  "b_bias"};
 const char *const ref_gd_state_name[REF_STATES] = {"memory", "conv_q", "conv_k", "conv_v"};
 
 int64_t ref_gd_param_count(const struct ref_gd *r, enum ref_gd_param p) {
@@ -109,6 +165,7 @@ int64_t ref_gd_param_count(const struct ref_gd *r, enum ref_gd_param p) {
         return r->heads * r->width;
     case REF_A_LOG:
     case REF_DT_BIAS:
+    case REF_B_BIAS:
         return r->heads;
     case REF_CONV_Q:
     case REF_CONV_K:
@@ -317,6 +374,12 @@ static void run_head(const struct ref_gd *r, struct gd_work *w, int64_t h, doubl
     free(beta);
 }
 
+static double length2(int64_t n, const double *x) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sum;
+}
+
 static void gd_forward(const struct ref_gd *r, struct gd_work *w) {
     const int64_t T = r->rows, H = r->heads, keys = H * r->dk, values = H * r->dv;
     w->q = (struct path){.dim = r->dk, .w = REF_Q, .conv = REF_CONV_Q, .state = REF_STATE_Q};
@@ -330,7 +393,11 @@ static void gd_forward(const struct ref_gd *r, struct gd_work *w) {
     w->q_factor = zeros(T * H);
     w->k_factor = zeros(T * H);
     norm(T * H, r->dk, 1, 1e-6, w->q.out, w->qn, w->q_factor);
-    norm(T * H, r->dk, 1, 1e-6, w->k.out, w->kn, w->k_factor);
+    const double *bias = r->param[REF_B_BIAS]; /* with the exact step keys stay as they are, and beta becomes c */
+    if (bias)
+        memcpy(w->kn, w->k.out, (size_t)(T * keys) * sizeof(double));
+    else
+        norm(T * H, r->dk, 1, 1e-6, w->k.out, w->kn, w->k_factor);
     w->dt = linear(T, r->width, H, r->x, r->param[REF_A]);
     w->b = linear(T, r->width, H, r->x, r->param[REF_B]);
     w->log_alpha = zeros(T * H);
@@ -338,7 +405,9 @@ static void gd_forward(const struct ref_gd *r, struct gd_work *w) {
     for (int64_t i = 0; i < T * H; i++) {
         w->dt[i] += r->param[REF_DT_BIAS][i % H];
         w->log_alpha[i] = -exp(r->param[REF_A_LOG][i % H]) * softplus(w->dt[i]);
+        if (bias) w->b[i] += bias[i % H];
         w->beta[i] = sigmoid(w->b[i]) * (r->neg_eigval ? 2 : 1);
+        if (bias) w->beta[i] = ref_efla(w->beta[i], length2(r->dk, w->kn + i * r->dk), NULL);
     }
     w->o = zeros(T * values);
     for (int64_t h = 0; h < H; h++) run_head(r, w, h, NULL, NULL, NULL, NULL, NULL, NULL);
@@ -390,15 +459,24 @@ static void gd_backward(const struct ref_gd *r, struct gd_work *w) {
     double *dq = zeros(T * keys), *dk = zeros(T * keys), *da = zeros(T * H), *db = zeros(T * H);
     for (int64_t h = 0; h < H; h++) run_head(r, w, h, d_o, dq, dk, w->v.dout, da, db);
     norm_backward(T * H, r->dk, 1, w->q.out, w->q_factor, dq, w->q.dout);
-    norm_backward(T * H, r->dk, 1, w->k.out, w->k_factor, dk, w->k.dout);
+    if (!r->param[REF_B_BIAS]) norm_backward(T * H, r->dk, 1, w->k.out, w->k_factor, dk, w->k.dout);
+    for (int64_t i = 0; i < T * H && r->param[REF_B_BIAS]; i++) {
+        const double *k = w->kn + i * r->dk;
+        double d[2];
+        ref_efla(sigmoid(w->b[i]), length2(r->dk, k), d);
+        for (int64_t j = 0; j < r->dk; j++) w->k.dout[i * r->dk + j] = dk[i * r->dk + j] + 2 * db[i] * d[1] * k[j];
+        db[i] *= d[0];
+    }
     memset(r->grad[REF_A_LOG], 0, (size_t)H * sizeof(double));
     memset(r->grad[REF_DT_BIAS], 0, (size_t)H * sizeof(double));
+    if (r->grad[REF_B_BIAS]) memset(r->grad[REF_B_BIAS], 0, (size_t)H * sizeof(double));
     for (int64_t i = 0; i < T * H; i++) {
         r->grad[REF_A_LOG][i % H] += da[i] * w->log_alpha[i];
         da[i] *= -exp(r->param[REF_A_LOG][i % H]) * sigmoid(w->dt[i]);
         r->grad[REF_DT_BIAS][i % H] += da[i];
         const double s = sigmoid(w->b[i]);
         db[i] *= s * (1 - s) * (r->neg_eigval ? 2 : 1);
+        if (r->grad[REF_B_BIAS]) r->grad[REF_B_BIAS][i % H] += db[i];
     }
     linear_backward(T, r->width, H, r->x, r->param[REF_A], da, r->dx, r->grad[REF_A]);
     linear_backward(T, r->width, H, r->x, r->param[REF_B], db, r->dx, r->grad[REF_B]);

@@ -21,7 +21,14 @@ struct ref_delta {
 void ref_delta_forward(const struct ref_delta *r);
 void ref_delta_backward(const struct ref_delta *r);
 
-/* The layer. Shapes as the plugin declares them; NULL o_norm: without that norm. */
+/* The exact step (arXiv:2512.12602): the rule above with c = (1 - e^(-beta |k|^2)) / |k|^2 for beta, beta for a zero
+ * key. d[0], d[1]: dc/dbeta and dc/d|k|^2 */
+double ref_efla(double beta, double length2, double d[2]);
+/* One such step without that formula: the exponential of beta times the generator of dS/dtau = k^T (v - k S), by Taylor
+ * and squaring in long double. S [dk][dv] in place */
+void ref_efla_flow(int64_t dk, int64_t dv, double beta, const double *k, const double *v, double *S);
+
+/* The layer. Shapes as the plugin declares them; NULL o_norm: without that norm; b_bias: with the exact step. */
 enum ref_gd_param {
     REF_Q,
     REF_K,
@@ -37,6 +44,7 @@ enum ref_gd_param {
     REF_CONV_V,
     REF_HEAD_NORM,
     REF_O_NORM,
+    REF_B_BIAS,
     REF_PARAMS
 };
 enum ref_gd_state { REF_MEMORY, REF_STATE_Q, REF_STATE_K, REF_STATE_V, REF_STATES };
