@@ -328,7 +328,17 @@ cmp -s text.txt text.copy && ok || bad 'eval --logits wrote over its data'
 if "$chimera" plugins show o200k >/dev/null 2>&1; then
     expect 2 'needs a rank file' init card.json --set tokenizer.type=o200k -o other.b158
 else
-    expect 3 "no tokenizer 'o200k'" init card.json --set tokenizer.type=o200k -o other.b158
+    expect 3 "no tokenizer 'o200k' in this build" init card.json --set tokenizer.type=o200k -o other.b158
+    says err 'building it takes libpcre2-dev'
+fi
+if ! "$chimera" plugins show sentencepiece >/dev/null 2>&1; then
+    expect 3 "no tokenizer 'sentencepiece' in this build" init card.json --set tokenizer.type=sentencepiece -o other.b158
+    says err 'building it takes libsentencepiece-dev and g++'
+    expect 3 "no tokenizer 'sentencepiece' in this build" tokenizer train --data text.txt --out other.model --vocab 300
+fi
+if ! "$chimera" plugins show openblas >/dev/null 2>&1; then
+    expect 3 "no backend 'openblas' in this build" run model.b158 -p a --backend openblas
+    says err 'building it takes libopenblas-dev'
 fi
 expect 0 '' check card.json --set tokenizer.type=o200k
 says out 'cannot be trained or run yet'
