@@ -121,7 +121,7 @@ typedef struct chm_score {
     int64_t total_bytes; /* of the files, whatever the limit */
     size_t arena_bytes;  /* high-water mark of the passes */
 } chm_score;
-int chm_score_files(const chm_score_request *request, chm_score *out);
+int chm_score_files(const chm_score_request *q, chm_score *out);
 
 /* ---- memory (forecast.c) ---- */
 
