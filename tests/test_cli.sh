@@ -427,6 +427,8 @@ expect 0 '' tokenizer encode model.b158 text.txt
     bad 'raw ids decode to another text'
 echo '1 2 two' >ids
 expect 4 "token 2 is 'two'" tokenizer decode bytes ids
+echo '104 0000000000000000000000000105' >ids
+expect 4 "token 1 is '00000000000000000000000'" tokenizer decode bytes ids
 echo '1 258' >ids
 expect 4 'no token 258: its ids are 0..257' tokenizer decode bytes ids
 printf '\001\000\000\000\001' >ids
