@@ -51,8 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
 static const char *const seeds[] = {
     "; comment\n[training.pretrain]\nlr = 0.5 ; inline\nschedule: wsd\ntokens = 20M\n",
     "hidden_size = 64\n[backbone]\nlayer_pattern = GD XM\nlayer_aliases.NEW = gd\n[efla]\nenabled=false\n",
-    "# x\r\n  [quantization]\r\n  weight_values = [-1, 0, 1]\r\n  embedding = "
-    "\"int8\"\r\n[modes.fast]\r\nloops=2\r\n",
+    "# x\r\n  [quantization]\r\n  weight_values = [-1, 0, 1]\r\n  embedding = \"int8\"\r\n[modes.fast]\r\nloops=2",
     "training.phases[0].lr = 1e-3\ntraining.phases.1.epochs = 2\ntoken_ids = 256, 257\n",
     NULL,
 };

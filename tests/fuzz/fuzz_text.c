@@ -121,8 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
 static const char *const seeds[] = {
     "0plain text\nof two lines\t\"quoted\" \\",
     "1\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80 whole characters",
-    "2\x1b[31mred\x07 \xc2\x9b"
-    "2J \x7f",
+    "2\x1b[31mred\x07 \xc2\x9b[2J \x7f",
     "3\xff\xc3\x28\xe2\x82\xf0\x9f\x98 \xed\xa0\x80 \xc0\xaf \xf4\x90\x80\x80 broken ones",
     NULL,
 };
