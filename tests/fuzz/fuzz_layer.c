@@ -6,14 +6,14 @@
 #include <chimera/chimera.h>
 
 static const char *const sets[] = {"num_heads=2", "head_dim=4"};
+static const char *const plugins[] = {"gd", "attn", "mlp"};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set_count = 2, .set = sets};
     chm_string mended = {0};
     if (mend_header(data, bytes, &mended)) {
-        static const char *const plugins[] = {"gd", "attn", "gd", "mlp"};
         const chm_layer_options options = {.size = sizeof options,
-                                           .plugin = plugins[data[0] % 4],
+                                           .plugin = plugins[data[0] % 4 % CHM_ARRAY_COUNT(plugins)],
                                            .overlay = &overlay,
                                            .in = fuzz_file(mended.text, mended.length),
                                            .out = "/dev/null",
@@ -27,13 +27,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     return 0;
 }
 
-/* A file with all that a layer can be given, of five rows. */
-static bool make(size_t i, chm_string *seed) {
+/* A file with all that a layer can be given, of five rows; for every layer a step, a chunk, and a chunk backwards. */
+static bool make(size_t number, chm_string *seed) {
     enum { ROWS = 5, MOST = 64 };
-    static const char *const plugins[] = {"gd", "attn", "mlp"};
+    static const char how[] = {8, 0, 4};
+    const size_t i = number % CHM_ARRAY_COUNT(plugins), mode = number / CHM_ARRAY_COUNT(plugins);
     static chm_string kept[CHM_ARRAY_COUNT(plugins)];
     static float values[1 << 14];
-    if (i >= CHM_ARRAY_COUNT(plugins)) return false;
+    if (mode >= sizeof how) return false;
     if (!kept[i].length) {
         const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set_count = 2, .set = sets};
         const chm_layer_options options = {.size = sizeof options, .plugin = plugins[i], .overlay = &overlay};
@@ -84,6 +85,7 @@ static bool make(size_t i, chm_string *seed) {
         chm_layer_alone_close(&l);
     }
     chm_string_add_bytes(seed, kept[i].text, kept[i].length);
+    if (!seed->failed) seed->text[0] = (char)(how[mode] + (char)i);
     return true;
 }
 
