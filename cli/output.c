@@ -62,13 +62,32 @@ bool cli_progress_due(double *last) {
     return true;
 }
 
+/* Bytes at s that a terminal would obey instead of showing them, 0: none. Unicode has its second set of control
+ * characters (U+0080..U+009F) for the same. */
+static size_t obeyed(const char *s, size_t n) {
+    const unsigned char a = (unsigned char)s[0], b = n > 1 ? (unsigned char)s[1] : 0;
+    if ((a < 0x20 && a != '\n' && a != '\t') || a == 0x7f) return 1;
+    return a == 0xc2 && b >= 0x80 && b < 0xa0 ? 2 : 0;
+}
+
+/* With '?' for each of those. */
+static void put_harmless(const char *text, size_t n, FILE *out) {
+    for (size_t i = 0; i < n; i++) {
+        const size_t bad = obeyed(text + i, n - i);
+        putc(bad ? '?' : text[i], out);
+        i += bad > 1;
+    }
+}
+
 static void print_prefixed(const char *text) {
     const bool colour = stderr_has_colour();
     cli_progress_end();
     while (*text) { /* each problem on a line of its own */
         const char *end = strchr(text, '\n');
         const size_t n = end ? (size_t)(end - text) : strlen(text);
-        fprintf(stderr, "%schimera:%s %.*s\n", colour ? "\033[1;31m" : "", colour ? "\033[0m" : "", (int)n, text);
+        fprintf(stderr, "%schimera:%s ", colour ? "\033[1;31m" : "", colour ? "\033[0m" : "");
+        put_harmless(text, n, stderr); /* names and values out of files stand in these sentences */
+        putc('\n', stderr);
         text += n + (end != NULL);
     }
 }
@@ -188,9 +207,10 @@ void cli_count(double x, char *text, size_t size) {
 }
 
 void cli_put_text(const void *text, size_t bytes, bool terminal) {
-    const unsigned char *s = text;
-    for (size_t i = 0; i < bytes; i++)
-        putchar(terminal && ((s[i] < 0x20 && s[i] != '\n' && s[i] != '\t') || s[i] == 0x7f) ? '?' : s[i]);
+    if (terminal)
+        put_harmless(text, bytes, stdout);
+    else
+        fwrite(text, 1, bytes, stdout);
 }
 
 /* ---- timing ------------------------------------------------------------------------------------------------------ */

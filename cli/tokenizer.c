@@ -1,5 +1,6 @@
 /* tokenizer.c: chimera tokenizer train, encode, decode, show. */
 #include "cli.h"
+#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,9 +85,10 @@ static int next_id(FILE *in, const char *path, bool raw, int64_t at, int32_t *id
     }
     char word[24];
     if (fscanf(in, "%23s", word) != 1) return 0;
+    const int next = ungetc(getc(in), in); /* more of the word: it is too long for a number */
     char *end = NULL;
     const long value = strtol(word, &end, 10);
-    if (*end || value < 0 || value > INT32_MAX) {
+    if (*end || value < 0 || value > INT32_MAX || (next != EOF && !isspace(next))) {
         cli_fail(CHM_E_DATA, "%s: token %lld is '%s': ids are whole numbers with spaces between them (or --raw)", path,
                  (long long)at, word);
         return -1;

@@ -345,7 +345,17 @@ cmp -s text.txt text.copy && ok || bad 'eval --logits wrote over its data'
 if "$chimera" plugins show o200k >/dev/null 2>&1; then
     expect 2 'needs a rank file' init card.json --set tokenizer.type=o200k -o other.b158
 else
-    expect 3 "no tokenizer 'o200k'" init card.json --set tokenizer.type=o200k -o other.b158
+    expect 3 "no tokenizer 'o200k' in this build" init card.json --set tokenizer.type=o200k -o other.b158
+    says err 'building it takes libpcre2-dev'
+fi
+if ! "$chimera" plugins show sentencepiece >/dev/null 2>&1; then
+    expect 3 "no tokenizer 'sentencepiece' in this build" init card.json --set tokenizer.type=sentencepiece -o other.b158
+    says err 'building it takes libsentencepiece-dev and g++'
+    expect 3 "no tokenizer 'sentencepiece' in this build" tokenizer train --data text.txt --out other.model --vocab 300
+fi
+if ! "$chimera" plugins show openblas >/dev/null 2>&1; then
+    expect 3 "no backend 'openblas' in this build" run model.b158 -p a --backend openblas
+    says err 'building it takes libopenblas-dev'
 fi
 expect 0 '' check card.json --set tokenizer.type=o200k
 says out 'cannot be trained or run yet'
@@ -434,6 +444,8 @@ expect 0 '' tokenizer encode model.b158 text.txt
     bad 'raw ids decode to another text'
 echo '1 2 two' >ids
 expect 4 "token 2 is 'two'" tokenizer decode bytes ids
+echo '104 0000000000000000000000000105' >ids
+expect 4 "token 1 is '00000000000000000000000'" tokenizer decode bytes ids
 echo '1 258' >ids
 expect 4 'no token 258: its ids are 0..257' tokenizer decode bytes ids
 printf '\001\000\000\000\001' >ids

@@ -289,6 +289,14 @@ static void finds_by_name_alias_and_section(void **state) {
     assert_null(chm_registry_find(&r, CHM_KIND_LAYER, "abi_newer"));
     assert_non_null(strstr(chm_error(), "was refused: built for the newer plugin ABI 2"));
     chm_registry_finish(&r);
+
+    /* what a build leaves out is no unknown name */
+    const struct chm_registry none = {0};
+    assert_null(chm_registry_find(&none, CHM_KIND_TOKENIZER, "sentencepiece"));
+    assert_string_equal(chm_error(), "no tokenizer 'sentencepiece' in this build, which has none: building it takes "
+                                     "libsentencepiece-dev and g++");
+    assert_null(chm_registry_find(&none, CHM_KIND_LAYER, "sentencepiece"));
+    assert_non_null(strstr(chm_error(), "no layer 'sentencepiece', nor any other layer"));
     chm_free(directory);
 }
 

@@ -191,6 +191,22 @@ static void damaged_models_are_refused_or_work(void **state) {
     assert_non_null(strstr(chm_error(), "not a sound sentencepiece model"));
 }
 
+/* Spelled in bytes, a space is the mark that stands for it: such a model does not give every text back. */
+static void without_a_space_it_is_not_lossless(void **state) {
+    (void)state;
+    static const char piece[] = "\x0a\x03\xe2\x96\x81\x15"; /* the mark alone, and its score */
+    char *other = chm_alloc(model_bytes);
+    assert_non_null(other);
+    memcpy(other, model, model_bytes);
+    char *at = memmem(other, model_bytes, piece, sizeof piece - 1);
+    assert_non_null(at);
+    at[4]++; /* now it is U+2582 */
+    void *self = instance(other, model_bytes);
+    assert_int_equal(ops->properties(self) & CHM_TOKENIZER_LOSSLESS, 0);
+    drop(self);
+    chm_free(other);
+}
+
 /* ---- models that carry their tokenizer ---- */
 
 static int init_model(const char *file, const char *vocab, const char *ids, const char *out) {
@@ -361,6 +377,7 @@ int main(void) {
         cmocka_unit_test(training_is_refused),
         cmocka_unit_test(cuts_change_no_token),
         cmocka_unit_test(damaged_models_are_refused_or_work),
+        cmocka_unit_test(without_a_space_it_is_not_lossless),
         cmocka_unit_test(models_carry_their_tokenizer),
         cmocka_unit_test(trains_and_runs),
         cmocka_unit_test(tokens_are_those_of_spm_encode),

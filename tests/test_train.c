@@ -724,6 +724,9 @@ static void refused_runs(void **state) {
     chm_train_result result;
     plan p = {.out = in_folder("kept"), .tokens = 6 * 256, .stop_at = 3};
     plan q = p;
+    q.tokens = INT64_MAX;
+    refused(train(&q, &result), CHM_E_CONFIG, "at most 1e+18");
+    q.tokens = p.tokens;
     q.resume = true;
     refused(train(&q, &result), CHM_E_CONFIG, "holds no run to resume");
     assert_int_equal(access(in_folder("kept"), F_OK), -1);
@@ -780,6 +783,57 @@ static void memory_and_forecast(void **state) {
     assert_int_equal(access(in_folder("dry/log.jsonl"), F_OK), -1);
 }
 
+/* Gives a checkpoint the hash of what it now holds. */
+static void mend_hash(char *bytes, size_t n) {
+    chm_safetensors *file = NULL;
+    must(chm_safetensors_parse("checkpoint", (uint8_t *)bytes, n, &file));
+    uint64_t hash = 0;
+    for (int i = 0; i < file->count; i++)
+        if (strncmp(file->tensor[i].name, "_pad", 4) != 0)
+            hash = chm_hash64_seed(file->tensor[i].data, file->tensor[i].bytes, hash);
+    for (int i = 0; i < file->metas; i++) {
+        if (strcmp(file->meta_key[i], "hash") == 0) continue;
+        hash = chm_hash64_seed(file->meta_key[i], strlen(file->meta_key[i]) + 1, hash);
+        hash = chm_hash64_seed(file->meta_value[i], strlen(file->meta_value[i]) + 1, hash);
+    }
+    char *was = memmem(bytes, n, chm_safetensors_meta(file, "hash"), 16), now[17];
+    assert_non_null(was);
+    snprintf(now, sizeof now, "%016llx", (unsigned long long)hash);
+    memcpy(was, now, 16);
+    chm_safetensors_destroy(file);
+}
+
+/* Numbers that no run has come to are refused, whatever the hash says. */
+static void contradicting_counts(void **state) {
+    (void)state;
+    static const struct {
+        const char *is, *becomes; /* of one length: the header's stays */
+    } wrong[] = {{"\"step\":\"2\"", "\"step\":\"5\""},
+                 {"\"steps\":\"4\"", "\"steps\":\"1\""},
+                 {"\"applied\":\"2\"", "\"applied\":\"3\""},
+                 {"\"skipped\":\"0\"", "\"skipped\":\"7\""},
+                 {"\"budget\":\"0x0p+0\"", "\"budget\":\"-0x1p2\""},
+                 {"\"settled\":\"1\"", "\"settled\":\"2\""}};
+    chm_train_result result;
+    plan p = {.out = in_folder("counts"), .tokens = 4 * 256, .stop_at = 2};
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    size_t n;
+    char *bytes = slurp(in_folder("counts/checkpoint.safetensors"), &n), *copy = malloc(n);
+    assert_non_null(copy);
+    p.resume = true;
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(wrong); i++) {
+        memcpy(copy, bytes, n);
+        char *at = memmem(copy, n, wrong[i].is, strlen(wrong[i].is));
+        if (!at) fail_msg("no %s in the checkpoint", wrong[i].is);
+        memcpy(at, wrong[i].becomes, strlen(wrong[i].becomes));
+        mend_hash(copy, n);
+        write_file(in_folder("counts/checkpoint.safetensors"), copy, n);
+        refused(train(&p, &result), CHM_E_DATA, "contradict each other");
+    }
+    free(copy);
+    chm_free(bytes);
+}
+
 /* A run whose gradients are not finite stops and keeps its last good checkpoint. */
 static void not_finite(void **state) {
     (void)state;
@@ -803,20 +857,7 @@ static void not_finite(void **state) {
     p.resume = true;
     p.stop_at = -1;
     refused(train(&p, &result), CHM_E_DATA, "do not have the hash");
-    /* and give the file the hash of what it now holds, as if training itself had come to this */
-    uint64_t hash = 0;
-    for (int i = 0; i < file->count; i++)
-        if (strncmp(file->tensor[i].name, "_pad", 4) != 0)
-            hash = chm_hash64_seed(file->tensor[i].data, file->tensor[i].bytes, hash);
-    for (int i = 0; i < file->metas; i++) {
-        if (strcmp(file->meta_key[i], "hash") == 0) continue;
-        hash = chm_hash64_seed(file->meta_key[i], strlen(file->meta_key[i]) + 1, hash);
-        hash = chm_hash64_seed(file->meta_value[i], strlen(file->meta_value[i]) + 1, hash);
-    }
-    char *was = memmem(bytes, n, chm_safetensors_meta(file, "hash"), 16), now[17];
-    assert_non_null(was);
-    snprintf(now, sizeof now, "%016llx", (unsigned long long)hash);
-    memcpy(was, now, 16);
+    mend_hash(bytes, n); /* as if training itself had come to this */
     chm_safetensors_destroy(file);
     write_file(in_folder("nan/checkpoint.safetensors"), bytes, n);
     refused(train(&p, &result), CHM_E_VERDICT, "50 steps in a row");
@@ -930,9 +971,9 @@ int main(void) {
         cmocka_unit_test(stop_and_resume),     cmocka_unit_test(threads),
         cmocka_unit_test(budget_in_seconds),   cmocka_unit_test(budget_settled_late),
         cmocka_unit_test(budget_killed_early), cmocka_unit_test(free_steps),
-        cmocka_unit_test(refused_runs),        cmocka_unit_test(not_finite),
-        cmocka_unit_test(memory_and_forecast), cmocka_unit_test(evaluation),
-        cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(refused_runs),        cmocka_unit_test(contradicting_counts),
+        cmocka_unit_test(not_finite),          cmocka_unit_test(memory_and_forecast),
+        cmocka_unit_test(evaluation),          cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests_name("train", tests, set_up, tear_down);
 }

@@ -119,8 +119,8 @@ int chm_layer_alone_open(chm_layer_alone *l, const chm_runtime *r, const chm_lay
     l->layer = &l->model->mixer[0];
     l->param = l->model->param + l->layer->first_param;
     l->params = l->layer->params;
-    l->state = l->model->layout.item + l->layer->first_state;
     l->states = l->model->layout.count - l->layer->first_state;
+    l->state = l->states ? l->model->layout.item + l->layer->first_state : NULL;
 out:
     chm_card_destroy(card);
     chm_free(set);

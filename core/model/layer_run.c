@@ -14,6 +14,7 @@
 /* Where a carried state stands in its document when the file does not say (metadata `position`): far from the start,
  * on a multiple of every chunk length. */
 enum { CARRIED_POSITION = 1 << 20 };
+static const int64_t last_position = INT64_C(1) << 62; /* of a first row: the others come behind it */
 
 struct layer_run {
     const chm_layer_options *options;
@@ -203,7 +204,7 @@ static int read_file(struct layer_run *run, const chm_runtime *r) {
         char *end;
         errno = 0;
         run->first = strtoll(position, &end, 10);
-        if (end == position || *end || errno != 0 || run->first < 0)
+        if (end == position || *end || errno != 0 || run->first < 0 || run->first > last_position)
             return chm_fail(CHM_E_DATA, "%s: metadata position '%s' is not the number of a row", run->path,
                             chm_quote(position).text);
         if (run->carried && run->first == 0)

@@ -497,6 +497,19 @@ const struct chm_plugin *chm_registry_at(const chm_registry *r, enum chm_kind ki
     return NULL;
 }
 
+const struct chm_optional_plugin chm_optional_plugins[] = {
+    {CHM_KIND_BACKEND, "openblas", "libopenblas-dev"},
+    {CHM_KIND_TOKENIZER, "o200k", "libpcre2-dev"},
+    {CHM_KIND_TOKENIZER, "sentencepiece", "libsentencepiece-dev and g++"},
+    {0, NULL, NULL},
+};
+
+static const struct chm_optional_plugin *left_out(enum chm_kind kind, const char *name) {
+    for (const struct chm_optional_plugin *o = chm_optional_plugins; o->name; o++)
+        if ((kind == 0 || kind == o->kind) && strcmp(name, o->name) == 0) return o;
+    return NULL;
+}
+
 /* Why a file that is called like this plugin was refused, or NULL. */
 static const struct chm_plugin_file *refused_file(const chm_registry *r, const char *name) {
     size_t n = strlen(name);
@@ -532,10 +545,14 @@ const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind 
     const char *nearest = chm_nearest(name, known);
     const struct chm_plugin_file *f = refused_file(r, name);
     const struct chm_plugin *other = chm_registry_other_kind(r, kind, name);
+    const struct chm_optional_plugin *optional = left_out(kind, name);
     if (other) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s': '%s' is a %s", what, name, name, chm_kind_name((enum chm_kind)other->kind));
     } else if (f) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s': %s was refused: %s", what, name, f->path, f->refused);
+    } else if (optional) {
+        chm_fail(CHM_E_PLUGIN, "no %s '%s' in this build, which has %s: building it takes %s", what, name,
+                 list.text ? list.text : "none", optional->needs);
     } else if (nearest) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s' (did you mean '%s'?)", what, name, nearest);
     } else if (count) {

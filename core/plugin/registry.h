@@ -34,6 +34,12 @@ struct chm_registry_options {
 int chm_registry_init(chm_registry *r, const struct chm_registry_options *options);
 void chm_registry_finish(chm_registry *r);
 
+/* Plugins that are only built where a library is, and what to install for them; the last has no name. */
+extern const struct chm_optional_plugin {
+    enum chm_kind kind;
+    const char *name, *needs;
+} chm_optional_plugins[];
+
 /* By name or alias, case-sensitive. NULL and a sentence with the nearest name when there is none. */
 const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind kind, const char *name);
 /* A plugin of any kind but this that answers to the name, for the sentence that says so; NULL (no sentence): none. */

@@ -257,15 +257,6 @@ int chm_report_plugin(const chm_registry *r, const char *name, FILE *out, chm_ou
     return status;
 }
 
-/* Plugins that are only built where a library is, and what to install for them. */
-static const struct {
-    enum chm_kind kind;
-    const char *name, *needs;
-} optional[] = {
-    {CHM_KIND_TOKENIZER, "o200k", "libpcre2-dev"},
-    {CHM_KIND_TOKENIZER, "sentencepiece", "libsentencepiece-dev and g++"},
-};
-
 static bool is_loaded(const chm_registry *r, enum chm_kind kind, const char *name) {
     const struct chm_plugin *p;
     for (size_t i = 0; (p = chm_registry_at(r, kind, i)); i++)
@@ -326,12 +317,12 @@ static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, c
         json_array_append_new(kernels, one);
     }
     json_t *missing = json_array();
-    for (size_t i = 0; i < CHM_ARRAY_COUNT(optional); i++) {
-        if (is_loaded(r, optional[i].kind, optional[i].name)) continue;
+    for (const struct chm_optional_plugin *o = chm_optional_plugins; o->name; o++) {
+        if (is_loaded(r, o->kind, o->name)) continue;
         json_t *one = json_object();
-        put(one, "kind", chm_kind_name(optional[i].kind));
-        put(one, "name", optional[i].name);
-        put(one, "needs", optional[i].needs);
+        put(one, "kind", chm_kind_name(o->kind));
+        put(one, "name", o->name);
+        put(one, "needs", o->needs);
         json_array_append_new(missing, one);
     }
     json_object_set_new(report, "not_built", missing);
@@ -457,10 +448,10 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, co
     fprintf(out, "%sPlugin files%s", section, after);
     status = print_entries(r, false, out, format);
     if (status) goto out;
-    for (size_t i = 0; i < CHM_ARRAY_COUNT(optional); i++)
-        if (!is_loaded(r, optional[i].kind, optional[i].name))
-            fprintf(out, "%s%s %s is not there: it is built where %s is installed\n", md ? "\n" : "",
-                    chm_kind_name(optional[i].kind), optional[i].name, optional[i].needs);
+    for (const struct chm_optional_plugin *o = chm_optional_plugins; o->name; o++)
+        if (!is_loaded(r, o->kind, o->name))
+            fprintf(out, "%s%s %s is not there: building it takes %s\n", md ? "\n" : "", chm_kind_name(o->kind),
+                    o->name, o->needs);
     fprintf(out, "%sCards%s", section, after);
     fprintf(out, "%s: %s\n", cards.directory, cards.names.text ? cards.names.text : "none");
     fprintf(out, "%sKernels%s", section, after);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -265,6 +266,17 @@ static int load_tensor(const chm_trainer *t, const chm_safetensors *file, const 
     return CHM_OK;
 }
 
+/* Can a run have come to these numbers? All integers are 0 or more. */
+static bool sound_state(const chm_trainer *t) {
+    const chm_run_state *r = &t->run;
+    const int64_t per_step = t->batch.streams * t->batch.rows;
+    const double least_real = fmin(fmin(r->seconds, r->budget), fmin(r->closing, r->rate));
+    return r->step <= r->steps && (double)r->steps <= CHM_TRAIN_TOKENS_MAX / (double)per_step + 1 &&
+           r->applied <= r->step && r->skipped <= r->step && r->skipped_in_a_row <= r->skipped &&
+           r->reported <= r->step && r->loss_targets <= r->step * per_step && r->settled <= 1 && least_real >= 0 &&
+           isfinite(r->seconds + r->budget + r->closing + r->rate);
+}
+
 int chm_train_checkpoint_load(chm_trainer *t) {
     const chm_model *m = t->model;
     chm_map map = {0};
@@ -321,9 +333,11 @@ int chm_train_checkpoint_load(chm_trainer *t) {
             goto out;
         }
     }
-    if (t->run.step > t->run.steps) {
-        status =
-            chm_fail(CHM_E_DATA, "%s: step %" PRId64 " of %" PRId64, t->checkpoint_path, t->run.step, t->run.steps);
+    if (!sound_state(t)) {
+        status = chm_fail(CHM_E_DATA,
+                          "%s: the numbers of its run contradict each other (it stands at step %" PRId64 " of %" PRId64
+                          "): the file is damaged; begin again in another --out",
+                          t->checkpoint_path, t->run.step, t->run.steps);
         goto out;
     }
     int64_t at = 0;

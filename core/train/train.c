@@ -32,8 +32,9 @@ static int check_options(const chm_train_options *o, const chm_train_result *res
     if (o->data_count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
     if (o->seconds != 0 && o->tokens != 0)
         return chm_fail(CHM_E_CONFIG, "a budget in seconds and one in tokens: give one of them");
-    if (!(o->seconds >= 0) || !isfinite(o->seconds) || o->tokens < 0)
-        return chm_fail(CHM_E_CONFIG, "a budget is a positive number of seconds or of tokens");
+    if (!(o->seconds >= 0) || !isfinite(o->seconds) || o->tokens < 0 || (double)o->tokens > CHM_TRAIN_TOKENS_MAX)
+        return chm_fail(CHM_E_CONFIG, "a budget is a positive number of seconds or of tokens, at most %g of these",
+                        CHM_TRAIN_TOKENS_MAX);
     if (!(o->checkpoint_seconds >= 0))
         return chm_fail(CHM_E_CONFIG, "the interval between checkpoints is a positive number of seconds");
     return CHM_OK;
@@ -267,7 +268,8 @@ static void say_budget(const chm_trainer *t) {
 /* How many steps a budget in seconds has room for, those taken included; `each` is the time of one. */
 static int64_t affordable(const chm_trainer *t, double each) {
     const double left = (t->run.budget - chm_train_seconds(t) - t->run.closing) * budget_margin;
-    const int64_t more = left > each ? (int64_t)(left / each) : 0;
+    const double most = CHM_TRAIN_TOKENS_MAX / (double)(t->batch.streams * t->batch.rows) - (double)t->run.step;
+    const int64_t more = left > each ? (int64_t)CHM_MIN(left / each, CHM_MAX(most, 0)) : 0;
     return CHM_MAX(t->run.step + more, 1);
 }
 

@@ -122,7 +122,7 @@ typedef struct chm_score {
     chm_depth depth;     /* passes of the loop over all tokens */
     size_t arena_bytes;  /* high-water mark of the passes */
 } chm_score;
-int chm_score_files(const chm_score_request *request, chm_score *out);
+int chm_score_files(const chm_score_request *q, chm_score *out);
 
 /* ---- memory (forecast.c) ---- */
 

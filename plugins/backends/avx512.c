@@ -102,8 +102,8 @@ static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, in
                     const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first);
                     code[f] = _mm512_set1_epi8(1);
                     if (n <= 0) continue;
-                    const float scale = (float)record[64 + 16 * (first / group) + r] * row_scale[r];
-                    code[f] = ternarise_block(w + row * in + first, n, scale,
+                    const uint8_t *group_scale = record + 64 + 16 * (first / group);
+                    code[f] = ternarise_block(w + row * in + first, n, (float)group_scale[r] * row_scale[r],
                                               dequant != NULL ? dequant + row * in + first : NULL);
                 }
                 /* codes are at most 2: no bit crosses into the next byte */

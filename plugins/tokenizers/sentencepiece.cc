@@ -209,6 +209,7 @@ struct state {
     int32_t end;
     bool plain;      /* text is kept as it is */
     bool every_byte; /* there are 256 byte pieces */
+    bool lossless;
     bool cut_newline, cut_space;
     bool space_prefix;
 };
@@ -304,6 +305,8 @@ int open_model(state *s, const void *data, size_t bytes) {
     s->space_prefix = r.dummy_prefix;
     s->plain = !r.normalises && !r.dummy_prefix && !r.remove_spaces && r.escape_spaces;
     /* neighbours that are both unknown become one id, unless bytes stand in for them: a cut must not part them */
+    /* without a piece for a space it is spelled as the bytes of the mark, which come back as the mark */
+    s->lossless = s->plain && s->every_byte && !p.IsUnknown(p.PieceToId(space_mark));
     s->cut_newline = s->plain && !r.newline_inside && (s->every_byte || !p.IsUnknown(p.PieceToId("\n")));
     /* merging by score sees only neighbours; the sums of a unigram model are rounded, and what came before may tip a
      * tie */
@@ -416,7 +419,7 @@ const char *sp_special(const void *self, int32_t id) {
 uint64_t sp_properties(const void *self) {
     const state *s = static_cast<const instance *>(self)->s;
     uint64_t properties = 0;
-    if (s->plain && s->every_byte) properties |= CHM_TOKENIZER_LOSSLESS;
+    if (s->lossless) properties |= CHM_TOKENIZER_LOSSLESS;
     if (s->space_prefix) properties |= CHM_TOKENIZER_SPACE_PREFIX;
     return properties;
 }

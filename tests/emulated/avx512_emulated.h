@@ -124,6 +124,7 @@ CALLED simde__m512i emulated_dpbusd_epi32(simde__m512i sum, simde__m512i a, simd
 CALLED simde__m512i emulated_maddubs_epi16(simde__m512i a, simde__m512i b) { return simde_mm512_maddubs_epi16(a, b); }
 CALLED simde__m512i emulated_madd_epi16(simde__m512i a, simde__m512i b) { return simde_mm512_madd_epi16(a, b); }
 
+/* NOLINTBEGIN(bugprone-reserved-identifier): these are the intrinsics' own names, which avx512.c calls */
 #undef _mm512_dpbusd_epi32
 #undef _mm512_maddubs_epi16
 #undef _mm512_madd_epi16 /* an alias of the masked form there */
@@ -152,6 +153,7 @@ CALLED simde__m512i emulated_madd_epi16(simde__m512i a, simde__m512i b) { return
 #define _mm512_srai_epi32(a, bits)        emulated_srai_epi32(a, bits)
 #define _mm512_maskz_loadu_ps(mask, p)    emulated_maskz_loadu_ps(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, a) emulated_mask_storeu_ps(p, mask, a)
+/* NOLINTEND(bugprone-reserved-identifier) */
 
 #pragma GCC diagnostic pop
 #endif

@@ -1,10 +1,6 @@
 /* The model card reader on arbitrary bytes: what it accepts must come out as a card that reads back the same. */
 #include "config/card.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+#include "fuzz.h"
 
 struct instance {
     bool flag;
@@ -73,59 +69,51 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     return 0;
 }
 
-#ifndef CHM_LIBFUZZER
-#include "mutate.h"
-
 #define SHAPE                                                                                                          \
     "\"hidden_size\": 64,\n\"intermediate_size\": 128,\n\"num_hidden_layers\": 6,\n\"num_heads\": 2,\n"                \
     "\"head_dim\": 32,\n\"vocab_size\": 258,\n"
 
-int main(int argc, char **argv) {
-    static const char *const seeds[] = {
-        "{" SHAPE "\"backbone\": {\"layer_pattern\": \"GD\"}}",
-        "{" SHAPE
-        "\"§\": {\"r0\": \"2412.06464\"},\n\"quantization\": {\"weight_values\": [-1, 0, 1], \"§\": [\"r5\"]},\n"
-        "\"backbone\": {\"layer_pattern\": \"GD XM TM\", \"layer_pattern_repeat\": 2.0,\n"
-        "\"layer_aliases\": {\"XM\": \"xlstm_m\"}, \"layer_counts\": {\"GD\": 2, \"XM\": 2, \"TM\": 2},\n"
-        "\"moe\": {\"layers\": [1, 5], \"total_params\": \"350M\"}},\n"
-        "\"looping\": {\"prelude\": [0, 0], \"loop\": [1, 4], \"coda\": [5, 5], \"loop_range\": [1, 6]}}",
-        "{" SHAPE "\"token_ids\": [256, 257],\n\"backbone\": {\"layer_pattern\": \"GD\"},\n"
-        "\"gated_deltanet\": {\"chunk_size\": 64, \"output_gate\": false, \"scale\": 0.25, \"key_norm\": \"none\",\n"
-        "\"formulation\": \"a \\\"b\\\" \\u00e9\", \"taps\": [1, 2, 3], \"names\": [\"x\", \"y, z\"], \"§\": \"r0\"},\n"
-        "\"tsp_knot\": {\"energy_terms\": {\"debt\": [0.3, \"x\"]}},\n\"modes\": {\"fast\": {\"loops\": 1}},\n"
-        "\"training\": {\"phases\": [{\"name\": \"pretrain\", \"tokens\": \"2T\", \"data\": [\"a\"], \"lr\": 1e-3},\n"
-        "{\"name\": \"ctx_extend\", \"stages\": [[4096, \"main\"], [16384, 10, 1e-5]]}, {\"kind\": \"sft\"}]},\n"
-        "\"context_tiers\": [{\"name\": \"x\", \"mb\": 3}], \"P3_ternary_compute\": {\"a\": {\"b\": [\"c\"]}}}",
-        NULL,
-    };
-    static const char *const words[] = {"{",
-                                        "}",
-                                        "[",
-                                        "]",
-                                        ",",
-                                        ":",
-                                        "\"",
-                                        "\\",
-                                        "\\u0000",
-                                        "null",
-                                        "true",
-                                        "-1",
-                                        "1e400",
-                                        "0.1",
-                                        "9999999999",
-                                        "\"4M\"",
-                                        "\xff",
-                                        "\xc3\xa9",
-                                        "\n",
-                                        "\"§\": 1,",
-                                        "[[[[",
-                                        "\"x\": {},",
-                                        "GD ",
-                                        "XM ",
-                                        "\"enabled\": true,",
-                                        "18446744073709551616",
-                                        NULL};
-    struct fuzz_text f = {seeds, words, 5000};
-    return fuzz_main(&f, argc, argv);
-}
-#endif
+static const char *const seeds[] = {
+    "{" SHAPE "\"backbone\": {\"layer_pattern\": \"GD\"}}",
+    "{" SHAPE "\"§\": {\"r0\": \"2412.06464\"},\n\"quantization\": {\"weight_values\": [-1, 0, 1], \"§\": [\"r5\"]},\n"
+    "\"backbone\": {\"layer_pattern\": \"GD XM TM\", \"layer_pattern_repeat\": 2.0,\n"
+    "\"layer_aliases\": {\"XM\": \"xlstm_m\"}, \"layer_counts\": {\"GD\": 2, \"XM\": 2, \"TM\": 2},\n"
+    "\"moe\": {\"layers\": [1, 5], \"total_params\": \"350M\"}},\n"
+    "\"looping\": {\"prelude\": [0, 0], \"loop\": [1, 4], \"coda\": [5, 5], \"loop_range\": [1, 6]}}",
+    "{" SHAPE "\"token_ids\": [256, 257],\n\"backbone\": {\"layer_pattern\": \"GD\"},\n"
+    "\"gated_deltanet\": {\"chunk_size\": 64, \"output_gate\": false, \"scale\": 0.25, \"key_norm\": \"none\",\n"
+    "\"formulation\": \"a \\\"b\\\" \\u00e9\", \"taps\": [1, 2, 3], \"names\": [\"x\", \"y, z\"], \"§\": \"r0\"},\n"
+    "\"tsp_knot\": {\"energy_terms\": {\"debt\": [0.3, \"x\"]}},\n\"modes\": {\"fast\": {\"loops\": 1}},\n"
+    "\"training\": {\"phases\": [{\"name\": \"pretrain\", \"tokens\": \"2T\", \"data\": [\"a\"], \"lr\": 1e-3},\n"
+    "{\"name\": \"ctx_extend\", \"stages\": [[4096, \"main\"], [16384, 10, 1e-5]]}, {\"kind\": \"sft\"}]},\n"
+    "\"context_tiers\": [{\"name\": \"x\", \"mb\": 3}], \"P3_ternary_compute\": {\"a\": {\"b\": [\"c\"]}}}",
+    NULL,
+};
+static const char *const words[] = {"{",
+                                    "}",
+                                    "[",
+                                    "]",
+                                    ",",
+                                    ":",
+                                    "\"",
+                                    "\\",
+                                    "\\u0000",
+                                    "null",
+                                    "true",
+                                    "-1",
+                                    "1e400",
+                                    "0.1",
+                                    "9999999999",
+                                    "\"4M\"",
+                                    "\xff",
+                                    "\xc3\xa9",
+                                    "\n",
+                                    "\"§\": 1,",
+                                    "[[[[",
+                                    "\"x\": {},",
+                                    "GD ",
+                                    "XM ",
+                                    "\"enabled\": true,",
+                                    "18446744073709551616",
+                                    NULL};
+static const struct fuzz fuzz = {.seeds = seeds, .words = words, .runs = 5000};

@@ -1,11 +1,7 @@
 /* The ini reader on arbitrary bytes, and what it reads laid over a card. */
 #include "config/card.h"
 #include "config/ini.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+#include "fuzz.h"
 
 static const char card_text[] = "{\"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": 6,"
                                 "\"num_heads\": 2, \"head_dim\": 32, \"vocab_size\": 258, \"efla\": {},"
@@ -52,22 +48,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     return 0;
 }
 
-#ifndef CHM_LIBFUZZER
-#include "mutate.h"
-
-int main(int argc, char **argv) {
-    static const char *const seeds[] = {
-        "; comment\n[training.pretrain]\nlr = 0.5 ; inline\nschedule: wsd\ntokens = 20M\n",
-        "hidden_size = 64\n[backbone]\nlayer_pattern = GD XM\nlayer_aliases.NEW = gd\n[efla]\nenabled=false\n",
-        "# x\r\n  [quantization]\r\n  weight_values = [-1, 0, 1]\r\n  embedding = "
-        "\"int8\"\r\n[modes.fast]\r\nloops=2\r\n",
-        "training.phases[0].lr = 1e-3\ntraining.phases.1.epochs = 2\ntoken_ids = 256, 257\n",
-        NULL,
-    };
-    static const char *const words[] = {"[",   "]",   "=",      ":",        ";",    " ;",           "#", "\n", "\r",
-                                        ".",   "..",  "\"",     "[]",       "\xff", "\xc3\xa9",     "§", "4M", "true",
-                                        "[1,", "1e9", "[gd]\n", "_v = 1\n", "\t",   "[training]\n", NULL};
-    struct fuzz_text f = {seeds, words, 5000};
-    return fuzz_main(&f, argc, argv);
-}
-#endif
+static const char *const seeds[] = {
+    "; comment\n[training.pretrain]\nlr = 0.5 ; inline\nschedule: wsd\ntokens = 20M\n",
+    "hidden_size = 64\n[backbone]\nlayer_pattern = GD XM\nlayer_aliases.NEW = gd\n[efla]\nenabled=false\n",
+    "# x\r\n  [quantization]\r\n  weight_values = [-1, 0, 1]\r\n  embedding = \"int8\"\r\n[modes.fast]\r\nloops=2",
+    "training.phases[0].lr = 1e-3\ntraining.phases.1.epochs = 2\ntoken_ids = 256, 257\n",
+    NULL,
+};
+static const char *const words[] = {"[",   "]",   "=",      ":",        ";",    " ;",           "#", "\n", "\r",
+                                    ".",   "..",  "\"",     "[]",       "\xff", "\xc3\xa9",     "§", "4M", "true",
+                                    "[1,", "1e9", "[gd]\n", "_v = 1\n", "\t",   "[training]\n", NULL};
+static const struct fuzz fuzz = {.seeds = seeds, .words = words, .runs = 5000};

@@ -1,11 +1,7 @@
 /* The reader of rank files (plugins/tokenizers/o200k.c, linked in) on arbitrary bytes: alone, and after the 256 lines
  * that every rank file has; what it accepts must encode and give back. */
 #include "base/base.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+#include "fuzz.h"
 
 extern const struct chm_plugin CHM_PLUGIN_SYMBOL(o200k);
 
@@ -65,20 +61,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     return 0;
 }
 
-#ifndef CHM_LIBFUZZER
-#include "mutate.h"
-
-int main(int argc, char **argv) {
-    static const char *const seeds[] = {
-        "YWE= 256\nYWFhYQ== 257\nYmI= 258\n",
-        "dGhl 256\nICB0aGU= 257\n\nMTIz 258\n8J+YgA== 259\n",
-        "YWI= 257\nYWJj 256\n",
-        "IQ== 0\nIg== 1\nIw== 2\n",
-        NULL,
-    };
-    static const char *const words[] = {"==",         "=",  " ",    "\n",   "\r\n", "256", "257",
-                                        "4294967295", "-1", "YWE=", "\xff", "0",    NULL};
-    struct fuzz_text f = {seeds, words, 2000};
-    return fuzz_main(&f, argc, argv);
-}
-#endif
+static const char *const seeds[] = {
+    "YWE= 256\nYWFhYQ== 257\nYmI= 258\n",
+    "dGhl 256\nICB0aGU= 257\n\nMTIz 258\n8J+YgA== 259\n",
+    "YWI= 257\nYWJj 256\n",
+    "IQ== 0\nIg== 1\nIw== 2\n",
+    NULL,
+};
+static const char *const words[] = {"==",         "=",  " ",    "\n",   "\r\n", "256", "257",
+                                    "4294967295", "-1", "YWE=", "\xff", "0",    NULL};
+static const struct fuzz fuzz = {.seeds = seeds, .words = words, .runs = 2000};
