@@ -7,16 +7,31 @@
 enum { SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
 
 static _Thread_local char sentence[SENTENCE];
+static _Thread_local int sentence_status;
 static _Atomic int log_level = CHM_LOG_INFO;
 
-int chm_fail(int status, const char *format, ...) {
+static int record(int status, bool lines, const char *format, va_list args) {
     /* By way of a second buffer: an argument may be chm_error() itself. */
     char text[SENTENCE];
+    vsnprintf(text, sizeof text, format, args);
+    chm_printable(text, lines);
+    memcpy(sentence, text, strlen(text) + 1);
+    return sentence_status = status;
+}
+
+int chm_fail(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    record(status, false, format, args);
     va_end(args);
-    memcpy(sentence, text, strlen(text) + 1);
+    return status;
+}
+
+int chm_fail_lines(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    record(status, true, format, args);
+    va_end(args);
     return status;
 }
 
@@ -26,6 +41,7 @@ int chm_fail_prefix(int status, const char *format, ...) {
     va_start(args, format);
     vsnprintf(prefix, sizeof prefix, format, args);
     va_end(args);
+    chm_printable(prefix, false);
     size_t n = strlen(prefix), rest = strlen(sentence);
     memcpy(text, prefix, n);
     for (const char *c = ": "; *c && n < sizeof text - 1; c++) text[n++] = *c;
@@ -33,8 +49,10 @@ int chm_fail_prefix(int status, const char *format, ...) {
     memcpy(text + n, sentence, rest);
     text[n + rest] = 0;
     memcpy(sentence, text, n + rest + 1);
-    return status;
+    return sentence_status = status;
 }
+
+int chm_failed(int otherwise) { return sentence_status == CHM_E_MEMORY ? CHM_E_MEMORY : otherwise; }
 
 /* Public (chimera.h). */
 CHM_EXPORT const char *chm_error(void) { return sentence; }
@@ -53,6 +71,7 @@ void chm_log(enum chm_log_level level, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    chm_printable(text, false);
     const chm_log_writer writer = atomic_load(&log_writer);
     if (writer) {
         char line[SENTENCE + 16];

@@ -10,21 +10,8 @@ extern char **environ;
 static const char prefix[] = "CHIMERA_";
 
 static bool is_utf8(const char *text) {
-    const unsigned char *c = (const unsigned char *)text;
-    while (*c) {
-        size_t more = *c < 0x80                 ? 0
-                      : *c >= 0xc2 && *c < 0xe0 ? 1
-                      : (*c & 0xf0) == 0xe0     ? 2
-                      : *c >= 0xf0 && *c < 0xf5 ? 3
-                                                : 9;
-        if (more == 9) return false;
-        if ((*c == 0xe0 && c[1] < 0xa0) || (*c == 0xed && c[1] >= 0xa0) || (*c == 0xf0 && c[1] < 0x90) ||
-            (*c == 0xf4 && c[1] >= 0x90))
-            return false;
-        for (size_t i = 1; i <= more; i++)
-            if ((c[i] & 0xc0) != 0x80) return false;
-        c += more + 1;
-    }
+    for (int n; *text; text += n)
+        if ((n = chm_utf8_length(text)) == 0) return false;
     return true;
 }
 

@@ -6,28 +6,34 @@
 
 /* ---- problems ---- */
 
-static void begin_problem(chm_card *card, const char *origin, int line, const char *path) {
+static size_t begin_problem(chm_card *card, const char *origin, int line, const char *path) {
     chm_string *s = &card->problems;
     if (s->length > 0) chm_string_add(s, "\n");
+    const size_t begin = s->length;
     if (line > 0)
         chm_string_add(s, "%s:%d: ", origin, line);
     else
         chm_string_add(s, "%s: ", origin);
     if (path) chm_string_add(s, "%s: ", path);
+    return begin;
 }
 
-static void end_problem(chm_card *card, const char *format, va_list args) {
+/* Keys and values are anybody's: each problem stays one line, and nothing in it moves a cursor. */
+static void end_problem(chm_card *card, size_t begin, const char *format, va_list args) {
     char text[1200];
     vsnprintf(text, sizeof text, format, args);
     chm_string_add(&card->problems, "%s", text);
+    if (card->problems.failed) return;
+    chm_printable(card->problems.text + begin, false);
+    card->problems.length = strlen(card->problems.text);
 }
 
 void chm_card_problem_at(chm_card *card, const char *origin, int line, const char *path, const char *format, ...) {
     if (card->problem_count++ >= CHM_MAX_PROBLEMS) return;
-    begin_problem(card, origin, line, path);
+    const size_t begin = begin_problem(card, origin, line, path);
     va_list args;
     va_start(args, format);
-    end_problem(card, format, args);
+    end_problem(card, begin, format, args);
     va_end(args);
 }
 
@@ -37,10 +43,11 @@ void chm_card_problem(chm_card *card, const chm_value *v, const char *format, ..
     chm_value_path(v, &path);
     if (path.failed) card->starved = true;
     bool ours = !v->origin || (v->line == 0 && strcmp(v->origin, "default") == 0);
-    begin_problem(card, ours ? card->name : v->origin, v->line, path.length > 0 ? path.text : NULL);
+    const size_t begin =
+        begin_problem(card, ours ? card->name : v->origin, v->line, path.length > 0 ? path.text : NULL);
     va_list args;
     va_start(args, format);
-    end_problem(card, format, args);
+    end_problem(card, begin, format, args);
     va_end(args);
     chm_string_finish(&path);
 }
