@@ -211,10 +211,13 @@ int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena 
     int line = too_deep(text, bytes);
     if (line)
         return chm_fail(CHM_E_CONFIG, "%s:%d: brackets nest more than %d levels deep", name, line, CHM_CARD_MAX_DEPTH);
-    chm_json_begin();
+    const char *first = text, *end = text + bytes;
+    for (line = 1; first < end && strchr(" \t\r\n", *first); first++) line += *first == '\n';
+    if (first == end) return chm_fail(CHM_E_CONFIG, "%s:%d: nothing in it; a model card is a JSON object", name, line);
+    if (*first != '{')
+        return chm_fail(CHM_E_CONFIG, "%s:%d: a model card is a JSON object and begins with '{'", name, line);
     json_error_t error;
-    memset(&error, 0, sizeof error);
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    json_t *json = chm_json_load(text, bytes, &error);
     if (!json) {
         if (chm_json_starved()) return CHM_E_MEMORY;
         int at = error.line > 0 ? error.line : 1;
@@ -227,25 +230,16 @@ int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena 
                             error.text);
         return chm_fail(CHM_E_CONFIG, "%s:%d: not valid JSON: %s", name, at, error.text);
     }
-    int status = CHM_OK;
-    if (!json_is_object(json)) {
-        status = chm_fail(CHM_E_CONFIG, "%s:1: a model card is a JSON object, this is a list", name);
-        goto out;
-    }
-    struct walk w = {.at = text, .end = text + bytes, .name = name, .arena = arena, .line = 1};
+    struct walk w = {.at = text, .end = end, .name = name, .arena = arena, .line = 1};
     *out = convert(json, &w, arena);
-    if (!*out) status = CHM_E_MEMORY;
-out:
     json_decref(json);
-    return status;
+    return *out ? CHM_OK : CHM_E_MEMORY;
 }
 
 chm_value *chm_value_scalar(const char *text, chm_arena *arena, bool *failed) {
     size_t bytes = strlen(text);
     if (bytes > CHM_CARD_MAX_BYTES || too_deep(text, bytes)) return NULL;
-    chm_json_begin();
-    json_error_t error;
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    json_t *json = chm_json_load(text, bytes, NULL);
     if (!json) {
         *failed = *failed || chm_json_starved();
         return NULL;

@@ -322,20 +322,9 @@ static void print_head(const struct report *r, FILE *out, bool md) {
 
 static void put(json_t *object, const char *key, json_t *value) { json_object_set_new(object, key, value); }
 
-static json_t *text(const char *s) {
-    json_t *json = s ? json_string(s) : json_null();
-    if (json) return json;
-    char *copy = chm_strdup(s); /* a path need not be UTF-8 */
-    for (char *c = copy; c && *c; c++)
-        if (*c & 0x80) *c = '?';
-    json = copy ? json_string(copy) : NULL;
-    chm_free(copy);
-    return json;
-}
-
 static json_t *total_json(const char *name, int64_t weights, uint64_t bytes) {
     json_t *o = json_object();
-    if (name) put(o, "name", text(name));
+    if (name) put(o, "name", chm_json_text(name));
     put(o, "weights", json_integer(weights));
     put(o, "bytes", json_integer((json_int_t)bytes));
     put(o, "bits_per_weight", json_real(bits_per_weight(weights, bytes)));
@@ -351,18 +340,18 @@ static json_t *shape_json(const int64_t *shape, int rank) {
 static json_t *item_json(const struct report *r, const struct item *item) {
     json_t *o = total_json(item->name, item->weights, item->bytes), *tensors = json_array();
     put(o, "shape", shape_json(r->ours ? item->param.shape : item->tensor[0]->shape, item->param.rank));
-    put(o, "encoding", text(item->encoding));
-    put(o, "part", text(part_names[item->part]));
+    put(o, "encoding", chm_json_text(item->encoding));
+    put(o, "part", chm_json_text(part_names[item->part]));
     put(o, "zeros", isnan(item->zeros) ? json_null() : json_real(item->zeros));
     for (int i = 0; i < item->tensors; i++) {
         const chm_st_tensor *t = item->tensor[i];
         json_t *tensor = json_object();
-        put(tensor, "name", text(t->name));
-        put(tensor, "dtype", text(chm_st_dtype_name(t->dtype)));
+        put(tensor, "name", chm_json_text(t->name));
+        put(tensor, "dtype", chm_json_text(chm_st_dtype_name(t->dtype)));
         put(tensor, "shape", shape_json(t->shape, t->rank));
         put(tensor, "offset", json_integer((json_int_t)(t->data - r->start)));
         put(tensor, "bytes", json_integer((json_int_t)t->bytes));
-        put(tensor, "hash", text(hash_of(r, t)));
+        put(tensor, "hash", chm_json_text(hash_of(r, t)));
         json_array_append_new(tensors, tensor);
     }
     put(o, "tensors", tensors);
@@ -370,20 +359,19 @@ static json_t *item_json(const struct report *r, const struct item *item) {
 }
 
 static int print_json(const struct report *r, FILE *out) {
-    int status = CHM_OK;
     int64_t weights;
     uint64_t bytes;
     totals(r, PARTS, &weights, &bytes);
     chm_json_begin();
     json_t *root = json_object(), *parts = json_array(), *items = json_array();
     put(root, "schema_version", json_integer(1));
-    put(root, "path", text(r->path));
-    put(root, "format", text(r->ours ? CHM_B158_FORMAT : "safetensors"));
-    put(root, "format_version", r->ours ? text(CHM_B158_VERSION) : json_null());
+    put(root, "path", chm_json_text(r->path));
+    put(root, "format", chm_json_text(r->ours ? CHM_B158_FORMAT : "safetensors"));
+    put(root, "format_version", r->ours ? chm_json_text(CHM_B158_VERSION) : json_null());
     put(root, "file_bytes", json_integer((json_int_t)r->bytes));
     put(root, "verified", json_boolean(r->verified));
     put(root, "opens", r->model || r->problem ? json_boolean(r->model != NULL) : json_null());
-    put(root, "problem", text(r->problem));
+    put(root, "problem", chm_json_text(r->problem));
     put(root, "total", total_json(NULL, weights, bytes));
     if (r->model) {
         const chm_model_config *c = r->model->config;
@@ -393,8 +381,8 @@ static int print_json(const struct report *r, FILE *out) {
         put(card, "heads", json_integer(c->heads));
         put(card, "head_dim", json_integer(c->head_dim));
         put(card, "vocab", json_integer(c->vocab));
-        put(card, "tokenizer", text(c->tokenizer));
-        for (int64_t i = 0; i < c->layers; i++) json_array_append_new(layers, text(c->mixer[i]));
+        put(card, "tokenizer", chm_json_text(c->tokenizer));
+        for (int64_t i = 0; i < c->layers; i++) json_array_append_new(layers, chm_json_text(c->mixer[i]));
         put(card, "layers", layers);
         put(root, "card", card);
     }
@@ -402,7 +390,7 @@ static int print_json(const struct report *r, FILE *out) {
     for (int i = 0; i < r->file->metas; i++) {
         const char *key = r->file->meta_key[i];
         if (r->ours && (!strcmp(key, "card") || !strncmp(key, "hash.", 5) || !strncmp(key, "encoding.", 9))) continue;
-        put(metadata, key, text(r->file->meta_value[i]));
+        put(metadata, key, chm_json_text(r->file->meta_value[i]));
     }
     put(root, "metadata", metadata);
     for (int part = 0; part < PARTS; part++) {
@@ -412,13 +400,7 @@ static int print_json(const struct report *r, FILE *out) {
     put(root, "parts", parts);
     for (int i = 0; i < r->items; i++) json_array_append_new(items, item_json(r, &r->item[i]));
     put(root, r->ours ? "parameters" : "tensors", items);
-    if (chm_json_starved() || json_dumpf(root, out, JSON_INDENT(2) | JSON_ENSURE_ASCII))
-        status = chm_json_starved() ? chm_fail(CHM_E_MEMORY, "%s: out of memory making the report", r->path)
-                                    : chm_fail(CHM_E_DATA, "%s: the report cannot be written", r->path);
-    else
-        fputc('\n', out);
-    json_decref(root);
-    return status;
+    return chm_json_print(root, r->path, out);
 }
 
 /* ---- the report ---- */

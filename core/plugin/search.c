@@ -3,6 +3,7 @@
 #include "plugin/build_paths.h"
 
 #include <dlfcn.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,24 +21,17 @@ static const char *below(const char *path, const char *directory) {
  */
 const char *chm_build_tree_plugins(void) {
     Dl_info info;
-    const char *found = NULL;
-    char *self = NULL, *root = NULL, *installed = NULL;
+    char self[PATH_MAX], root[PATH_MAX], installed[PATH_MAX];
     if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return NULL;
     /* A library is known by its whole path; the main program by argv[0], which may be anything. */
-    self = realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", NULL);
-    root = realpath(CHM_BUILD_ROOT, NULL);
-    installed = realpath(CHM_INSTALLED_PLUGINS "/../..", NULL);
-    if (!self || !root) goto out;
+    if (!realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", self) ||
+        !realpath(CHM_BUILD_ROOT, root))
+        return NULL;
     const char *rest = below(self, root);
-    if (!rest || (installed && below(self, installed))) goto out;
+    if (!rest || (realpath(CHM_INSTALLED_PLUGINS "/../..", installed) && below(self, installed))) return NULL;
     int folders = 0;
     for (const char *c = rest; *c; c++) folders += *c == '/';
-    if (folders <= 2) found = CHM_BUILD_PLUGINS;
-out:
-    free(installed);
-    free(root);
-    free(self);
-    return found;
+    return folders <= 2 ? CHM_BUILD_PLUGINS : NULL;
 }
 
 const char *chm_installed_plugins(void) { return CHM_INSTALLED_PLUGINS; }

@@ -1,8 +1,8 @@
 /* log.c: what a run says: log.jsonl, and the messages and numbers handed to the caller. */
+#include "base/json.h"
 #include "train/trainer.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,6 +89,7 @@ static int write_header(chm_trainer *t) {
     snprintf(card, sizeof card, "%016llx", (unsigned long long)t->card_hash);
     snprintf(data, sizeof data, "%016llx", (unsigned long long)t->corpus.hash);
     const int64_t per_step = t->batch.streams * t->batch.rows;
+    chm_json_begin();
     json_t *header = json_pack(
         "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event", "start",
         "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
@@ -101,7 +102,7 @@ static int write_header(chm_trainer *t) {
     chm_text_free(kernels);
     if (text == NULL) return chm_fail(CHM_E_MEMORY, "out of memory for the header of %s", t->log_path);
     chm_string_add(&line, "%s", text);
-    free(text);
+    chm_free(text);
     status = chm_train_log_line(t, &line);
     chm_string_finish(&line);
     return status;
