@@ -70,8 +70,13 @@ static void keeps_one_sentence_a_thread(void **state) {
     chm_fail(CHM_E_CONFIG, "%s", longer);
     size_t n = strlen(chm_error());
     assert_true(n >= 1000 && n < sizeof longer);
-    for (int i = 0; i < 3; i++) chm_fail_prefix(CHM_E_CONFIG, "%s", longer);
+    for (int i = 0; i < 30; i++) chm_fail_prefix(CHM_E_CONFIG, "%s", longer);
+    assert_true(strlen(chm_error()) > n && strlen(chm_error()) < sizeof longer);
+    /* The reason, at its end, is not what is cut. */
+    chm_fail(CHM_E_CONFIG, "%s: no such thing", longer);
     assert_int_equal(strlen(chm_error()), n);
+    assert_non_null(strstr(chm_error(), "xx ... xx"));
+    assert_string_equal(chm_error() + n - 16, "x: no such thing");
 }
 
 /* ---- memory ---- */

@@ -24,6 +24,8 @@ int chm_fail_lines(int status, const char *format, ...) CHM_PRINTF(2, 3);
 /* Puts "prefix: " before the sentence already recorded; returns status. */
 int chm_fail_prefix(int status, const char *format, ...) CHM_PRINTF(2, 3);
 const char *chm_error(void); /* public, chimera.h */
+/* As vsnprintf; of what does not fit the middle is left out, not the end, where the reason stands. */
+void chm_fit(char *text, size_t room, const char *format, va_list args);
 /* For a callee that can only say that it failed: CHM_E_MEMORY when the last sentence was recorded with that status,
  * else `otherwise`. */
 int chm_failed(int otherwise);

@@ -2,18 +2,38 @@
 #include "base/base.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
+enum { LINE = 2000, SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
 
 static _Thread_local char sentence[SENTENCE];
 static _Thread_local int sentence_status;
 static _Atomic int log_level = CHM_LOG_INFO;
 
+void chm_fit(char *text, size_t room, const char *format, va_list args) {
+    static const char gap[] = " ... ";
+    va_list again;
+    va_copy(again, args);
+    const int n = vsnprintf(text, room, format, args);
+    char *whole = n >= 0 && (size_t)n >= room ? malloc((size_t)n + 1) : NULL;
+    if (whole) {
+        vsnprintf(whole, (size_t)n + 1, format, again);
+        const size_t end = room / 3;
+        memcpy(text + room - 1 - end, whole + n - end, end);
+        memcpy(text + room - 1 - end - (sizeof gap - 1), gap, sizeof gap - 1);
+    }
+    free(whole);
+    va_end(again);
+}
+
 static int record(int status, bool lines, const char *format, va_list args) {
     /* By way of a second buffer: an argument may be chm_error() itself. */
     char text[SENTENCE];
-    vsnprintf(text, sizeof text, format, args);
+    if (lines)
+        vsnprintf(text, sizeof text, format, args);
+    else
+        chm_fit(text, LINE, format, args);
     chm_printable(text, lines);
     memcpy(sentence, text, strlen(text) + 1);
     return sentence_status = status;
@@ -36,10 +56,10 @@ int chm_fail_lines(int status, const char *format, ...) {
 }
 
 int chm_fail_prefix(int status, const char *format, ...) {
-    char prefix[SENTENCE], text[SENTENCE];
+    char prefix[LINE], text[SENTENCE];
     va_list args;
     va_start(args, format);
-    vsnprintf(prefix, sizeof prefix, format, args);
+    chm_fit(prefix, sizeof prefix, format, args);
     va_end(args);
     chm_printable(prefix, false);
     size_t n = strlen(prefix), rest = strlen(sentence);

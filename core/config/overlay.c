@@ -64,6 +64,10 @@ struct setting {
 
 static void unknown(chm_card *card, const struct setting *from, const char *key, const chm_value *at,
                     const char *name) {
+    if (card->problem_count >= CHM_MAX_PROBLEMS) { /* counted, not shown: no need to look for a name */
+        card->problem_count++;
+        return;
+    }
     const char *const *names = chm_card_names(card, at);
     const char *nearest = names ? chm_nearest(name, names) : NULL;
     chm_string where = {0}, hint = {0};
@@ -251,6 +255,8 @@ int chm_card_overlays(chm_card *card, const struct chm_card_options *options) {
         int status = lay_environment(card, (int)options->ini_count + 1);
         if (status) return status;
     }
+    if (options->set_count > CHM_CARD_MAX_VALUES)
+        return chm_fail(CHM_E_CONFIG, "--set: given %zu times; at most %d", options->set_count, CHM_CARD_MAX_VALUES);
     for (size_t i = 0; i < options->set_count; i++) {
         const char *pair = options->set[i], *equals = strchr(pair, '=');
         struct setting from = {.origin = "--set"};
