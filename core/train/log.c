@@ -108,6 +108,18 @@ static int write_header(chm_trainer *t) {
     return status;
 }
 
+/* The bytes of a file up to its last newline: what a cut left of a line is no line. 0 when it cannot be read. */
+static int64_t whole_lines(const char *path) {
+    int64_t bytes = 0, whole = 0;
+    FILE *f = fopen(path, "rbe");
+    for (int c; f != NULL && (c = getc(f)) != EOF;) {
+        bytes++;
+        if (c == '\n') whole = bytes;
+    }
+    if (f != NULL) fclose(f);
+    return whole;
+}
+
 int chm_train_log_open(chm_trainer *t, bool resume) {
     struct stat st;
     chm_string line = {0};
@@ -117,12 +129,13 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
         if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
         return write_header(t);
     }
-    if (stat(t->log_path, &st) != 0 || st.st_size < t->run.log_bytes) {
+    const bool there = stat(t->log_path, &st) == 0;
+    if (!there || st.st_size < t->run.log_bytes) {
         chm_train_message(t, "%s is missing or shorter than the checkpoint knows it; going on at its end", t->log_path);
-        t->run.log_bytes = stat(t->log_path, &st) == 0 ? (int64_t)st.st_size : 0;
-    } else if (truncate(t->log_path, (off_t)t->run.log_bytes) != 0) {
-        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
+        t->run.log_bytes = whole_lines(t->log_path);
     }
+    if (there && truncate(t->log_path, (off_t)t->run.log_bytes) != 0)
+        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
     t->log = fopen(t->log_path, "abe");
     if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
     begin_line(t, &line, "resume");

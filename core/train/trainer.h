@@ -69,6 +69,7 @@ typedef struct chm_trainer {
     int64_t first_step;     /* and which that was */
 
     char *log_path, *checkpoint_path, *model_path, *card_path, *lock_path;
+    char *tokenizer_path; /* of the run's copy; NULL: the tokenizer has no file */
     FILE *log;
     int lock;
 } chm_trainer;
