@@ -20,6 +20,7 @@ struct item {
     double zeros; /* share of the weights, NaN: not known */
     enum part part;
     const chm_st_tensor *tensor[2];
+    const char *hash[2]; /* of each tensor, as the file states it; NULL: it does not */
     int tensors;
 };
 
@@ -210,19 +211,23 @@ static void shape_text(const struct report *r, const struct item *item, char *te
     chm_st_shape_text(&t, text, n);
 }
 
-static const char *hash_of(const struct report *r, const chm_st_tensor *t) {
-    char *key = chm_format("hash.%s", t->name);
-    const char *hash = key ? chm_safetensors_meta(r->file, key) : NULL;
-    chm_free(key);
-    return hash;
+static int find_hashes(const struct report *r) {
+    for (int i = 0; i < r->items; i++)
+        for (int k = 0; k < r->item[i].tensors; k++) {
+            char *key = chm_format("hash.%s", r->item[i].tensor[k]->name);
+            if (!key) return CHM_E_MEMORY;
+            r->item[i].hash[k] = chm_safetensors_meta(r->file, key);
+            chm_free(key);
+        }
+    return CHM_OK;
 }
 
 /* "gd x8" or "gd x3, xlstm, gd" */
-static void pattern_text(const chm_model_config *c, chm_string *s) {
+static void print_pattern(const chm_model_config *c, FILE *out) {
     for (int64_t i = 0, next; i < c->layers; i = next) {
         for (next = i + 1; next < c->layers && !strcmp(c->mixer[i], c->mixer[next]);) next++;
-        chm_string_add(s, "%s%s", i ? ", " : "", c->mixer[i]);
-        if (next - i > 1) chm_string_add(s, " x%" PRId64, next - i);
+        fprintf(out, "%s%s", i ? ", " : "", c->mixer[i]);
+        if (next - i > 1) fprintf(out, " x%" PRId64, next - i);
     }
 }
 
@@ -256,8 +261,7 @@ static int print_items(const struct report *r, FILE *out, chm_output format) {
             chm_table_cell(&t, "%s", "");
         else
             chm_table_cell(&t, "%.4f", item->zeros);
-        const char *first = hash_of(r, item->tensor[0]),
-                   *second = item->tensors > 1 ? hash_of(r, item->tensor[1]) : NULL;
+        const char *first = item->hash[0], *second = item->hash[1];
         chm_table_cell(&t, "%s%s%s", first ? chm_quote(first).text : "-", item->tensors > 1 ? " " : "",
                        item->tensors > 1 ? (second ? chm_quote(second).text : "-") : "");
     }
@@ -300,14 +304,11 @@ static void print_head(const struct report *r, FILE *out, bool md) {
             r->items, weights, bits_per_weight(weights, bytes));
     if (r->model) {
         const chm_model_config *c = r->model->config;
-        chm_string pattern = {0};
-        pattern_text(c, &pattern);
-        fprintf(out,
-                "%scard: width %" PRId64 ", ffn %" PRId64 ", %" PRId64 " layers (%s), %" PRId64 " heads of %" PRId64
-                ", vocabulary %" PRId64 ", tokenizer %s\n",
-                item, c->width, c->ffn_width, c->layers, pattern.text && !pattern.failed ? pattern.text : "", c->heads,
+        fprintf(out, "%scard: width %" PRId64 ", ffn %" PRId64 ", %" PRId64 " layers (", item, c->width, c->ffn_width,
+                c->layers);
+        print_pattern(c, out);
+        fprintf(out, "), %" PRId64 " heads of %" PRId64 ", vocabulary %" PRId64 ", tokenizer %s\n", c->heads,
                 c->head_dim, c->vocab, c->tokenizer ? c->tokenizer : "none");
-        chm_string_finish(&pattern);
     }
     for (int i = 0; r->ours && i < r->file->metas; i++)
         if (!strncmp(r->file->meta_key[i], "trained.", 8))
@@ -351,7 +352,7 @@ static json_t *item_json(const struct report *r, const struct item *item) {
         put(tensor, "shape", shape_json(t->shape, t->rank));
         put(tensor, "offset", json_integer((json_int_t)(t->data - r->start)));
         put(tensor, "bytes", json_integer((json_int_t)t->bytes));
-        put(tensor, "hash", chm_json_text(hash_of(r, t)));
+        put(tensor, "hash", chm_json_text(item->hash[i]));
         json_array_append_new(tensors, tensor);
     }
     put(o, "tensors", tensors);
@@ -446,6 +447,7 @@ int chm_report_inspect(const char *path, const chm_registry *registry, bool veri
     } else {
         read_plain(&r);
     }
+    if (!status) status = find_hashes(&r);
     if (status) goto out;
     switch (format) {
     case CHM_OUTPUT_JSON:
