@@ -328,11 +328,13 @@ static int try_file(chm_registry *r, const char *directory, const char *name, co
     int status = check_file(r, f->path, kind);
     if (status) return status == CHM_E_MEMORY ? status : refuse(f);
 
+    errno = 0;
     f->handle = dlopen(f->path, RTLD_NOW | RTLD_LOCAL);
     if (!f->handle) {
+        bool memory = errno == ENOMEM;
         const char *why = dlerror();
+        memory = memory || (why && (strstr(why, strerror(ENOMEM)) || strstr(why, "out of memory")));
         chm_fail(CHM_E_PLUGIN, "cannot be loaded: %s", why ? why : "no reason given");
-        const bool memory = why && (strstr(why, strerror(ENOMEM)) || strstr(why, "out of memory"));
         return memory ? chm_fail_prefix(CHM_E_MEMORY, "%s", f->path) : refuse(f);
     }
     const struct chm_plugin *p = dlsym(f->handle, "chimera_plugin");
