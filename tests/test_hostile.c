@@ -185,21 +185,30 @@ struct path {
     void (*before)(void);             /* each attempt; NULL: nothing */
     int (*again)(chm_string *result); /* after a failure; NULL: run */
     long most;                        /* places that fail unless all are asked for; 0: all of them */
+    int refused;                      /* the status it is to have, its sentence being the result; CHM_OK: none */
 };
+
+static int attempt(const struct path *p, int (*run)(chm_string *result), chm_string *result) {
+    chm_string_finish(result);
+    const int status = run(result);
+    calm();
+    if (p->refused == CHM_OK || status != p->refused) return status;
+    chm_string_add(result, "%s", chm_error());
+    return CHM_OK;
+}
 
 static void sweep(const struct path *p) {
     chm_string expected = {0};
     /* twice: what is made once for the process is not made again */
     for (int i = 0; i < 2; i++) {
-        chm_string_finish(&expected);
         if (p->before) p->before();
-        must(p->run(&expected));
+        must(attempt(p, p->run, &expected));
     }
     assert_true(expected.length > 0 && !expected.failed);
     if (p->before) p->before();
     const uint64_t before = chm_alloc_count();
     chm_string got = {0};
-    must(p->run(&got));
+    must(attempt(p, p->run, &got));
     const long all = (long)(chm_alloc_count() - before);
     assert_string_equal(got.text, expected.text);
     const long step = p->most > 0 && !full ? 1 + all / p->most : 1;
@@ -208,12 +217,10 @@ static void sweep(const struct path *p) {
         for (long n = once; n < all; n += step) {
             char place[160];
             snprintf(place, sizeof place, "%s: allocation %ld of %ld%s", p->name, n, all, once ? " alone" : "");
-            chm_string_finish(&got);
             if (p->before) p->before();
             (void)chm_fail(CHM_OK, "-");
             (once ? chm_alloc_fail_once : chm_alloc_fail_after)(n);
-            int status = p->run(&got);
-            calm();
+            int status = attempt(p, p->run, &got);
             if (status == CHM_OK) {
                 /* what it was wanted for could be done without */
                 without++;
@@ -224,8 +231,7 @@ static void sweep(const struct path *p) {
             if (status != CHM_E_MEMORY) fail_msg("%s: status %d: %s", place, status, chm_error());
             said_well(place);
             failed++;
-            chm_string_finish(&got);
-            status = (p->again ? p->again : p->run)(&got);
+            status = attempt(p, p->again ? p->again : p->run, &got);
             if (status != CHM_OK) fail_msg("%s, then: status %d: %s", place, status, chm_error());
             if (strcmp(got.text, expected.text) != 0)
                 fail_msg("%s, then: another result:\n%s\nexpected:\n%s", place, got.text, expected.text);
@@ -340,6 +346,39 @@ static int run_generate(chm_string *result) {
     chm_stream_close(s);
     chm_close(m);
     return status;
+}
+
+/* Rows tried as a tree, and one of its paths taken. */
+static int run_tree(chm_string *result) {
+    static const int32_t ids[] = {256, 'T', 'h', 'e', ' ', 'c', 'd'}, parent[] = {-1, 0, 1, 1, 3}, taken[] = {0, 1, 3};
+    chm_model *m = NULL;
+    chm_stream *s = NULL;
+    const float *last = NULL;
+    float *logits = malloc(5 * 258 * sizeof *logits);
+    assert_non_null(logits);
+    int status = chm_open(runtime, in_folder("model.b158"), &bare, false, &m);
+    if (status == CHM_OK) status = chm_stream_open(runtime, m, &s);
+    if (status == CHM_OK) status = chm_stream_feed(s, ids, 2, NULL);
+    if (status == CHM_OK) status = chm_stream_try(s, ids + 2, parent, 5, logits);
+    if (status == CHM_OK) status = chm_stream_accept(s, taken, 3);
+    if (status == CHM_OK) status = chm_stream_feed(s, ids, 1, &last);
+    calm();
+    if (status == CHM_OK)
+        chm_string_add(result, "%016" PRIx64 " %016" PRIx64, chm_hash64(logits, 5 * 258 * sizeof *logits),
+                       chm_hash64(last, 258 * sizeof *last));
+    free(logits);
+    chm_stream_close(s);
+    chm_close(m);
+    return status;
+}
+
+/* A card with many problems. */
+static int run_bad_card(chm_string *result) {
+    const char *set[] = {"gd.chunksize=1", "trainning.lr=1", "hidden_size=big"};
+    const struct chm_card_options options = {.registry = &runtime->registry, .set = set, .set_count = 3};
+    chm_card *card = NULL;
+    (void)result;
+    return chm_card_load(in_folder("card.json"), &options, &card);
 }
 
 /* Every report that does not measure time. */
@@ -483,6 +522,21 @@ static void half_a_run(void) {
 }
 static int run_resume(chm_string *result) { return train_steps(in_folder("run"), true, result); }
 
+/* With another card than the run was begun with, which is told after long comparison. */
+static int run_resume_otherwise(chm_string *result) {
+    const char *set = "training.pretrain.lr=0.03", *data = in_folder("words.txt");
+    const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set = &set, .set_count = 1};
+    const chm_train_options options = {.size = sizeof options,
+                                       .card = in_folder("card.json"),
+                                       .overlay = &overlay,
+                                       .data = &data,
+                                       .data_count = 1,
+                                       .out = in_folder("run"),
+                                       .resume = true};
+    (void)result;
+    return chm_train(runtime, &options, NULL);
+}
+
 static void no_memory(void **state) {
     (void)state;
     setenv("CHIMERA_GD__CHUNK_SIZE", "8", 1);
@@ -493,6 +547,8 @@ static void no_memory(void **state) {
     sweep(&(struct path){.name = "open", .run = run_open, .most = 400});
     sweep(&(struct path){.name = "eval", .run = run_eval, .most = 200});
     sweep(&(struct path){.name = "generate", .run = run_generate, .most = 200});
+    sweep(&(struct path){.name = "tree", .run = run_tree, .most = 200});
+    sweep(&(struct path){.name = "bad card", .run = run_bad_card, .most = 200, .refused = CHM_E_CONFIG});
     sweep(&(struct path){.name = "ranks", .run = run_ranks});
     sweep(&(struct path){.name = "layer", .run = run_layer, .most = 200});
 }
@@ -501,6 +557,9 @@ static void no_memory_in_training(void **state) {
     (void)state;
     sweep(&(struct path){.name = "train", .run = run_train, .before = no_run, .again = run_train_again, .most = 100});
     sweep(&(struct path){.name = "resume", .run = run_resume, .before = half_a_run, .most = 100});
+    half_a_run();
+    sweep(&(struct path){
+        .name = "resume with another card", .run = run_resume_otherwise, .most = 400, .refused = CHM_E_CONFIG});
 }
 
 /* ---- damaged files ---- */
@@ -858,6 +917,17 @@ static void absurd_json(void **state) {
     chm_free(sets);
     chm_string_finish(&keys);
     chm_string_finish(&ini);
+    /* in the metadata of a model, and of a layer's file */
+    text = repeat("{\"hidden_size\": ", "[", DEEP, "");
+    must(chm_b158_write(in_folder("absurd.b158"), NULL, 0, text, NULL, 0));
+    chm_model *m = NULL;
+    refused(chm_open(runtime, in_folder("absurd.b158"), &bare, false, &m), CHM_E_CONFIG, "brackets nest more than");
+    const char *key = "num_heads", *value = text + 16;
+    static const float x[48];
+    const chm_st_tensor tensor = {"x", CHM_ST_F32, 2, {1, 48}, (const uint8_t *)x, sizeof x};
+    must(chm_safetensors_write(in_folder("absurd.safetensors"), &tensor, 1, &key, &value, 1, false));
+    refused(use_layer(in_folder("absurd.safetensors")), CHM_E_CONFIG, "num_heads: expected integer");
+    chm_free(text);
     /* as large as a header may be, and full of what takes the most memory */
     text = repeat("{\"x\": [", "[],", 5500000, "[]]}");
     refuse_header(text, "tensor 'x': expected an object of dtype");
