@@ -162,6 +162,8 @@ void cli_timing_end(const struct cli *c, bool training);
 /* Ctrl-C and TERM set cli_stop; the second one quits. */
 extern volatile int cli_stop;
 void cli_catch_interrupts(void);
+/* A mapped file that was made shorter: a sentence and CHM_E_DATA. */
+void cli_catch_lost_pages(void);
 /* Ctrl-C sets cli_stop, as often as it comes, and interrupts what waits for input; TERM quits. */
 void cli_catch_interrupts_always(void);
 

@@ -19,7 +19,10 @@ static int open_runtime(struct cli *c) {
 int main(int argc, char **argv) {
     struct cli c;
     cli_open_standard_files();
-    signal(SIGPIPE, SIG_IGN); /* a reader that goes away is an error of the write, and gets a sentence */
+    /* a reader that goes away and a file that may not grow are errors of the write, and get a sentence */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+    cli_catch_lost_pages();
     int status = cli_parse(&c, argc, argv);
     if (status == CHM_OK && !c.command->no_runtime) status = open_runtime(&c);
     if (status == CHM_OK)

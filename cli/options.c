@@ -141,8 +141,9 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
         return CHM_OK;
     case CLI_REAL:
         v->real = strtod(text, &end);
-        if (!(isdigit((unsigned char)text[0]) || text[0] == '.' || text[0] == '-') || *end || !isfinite(v->real) ||
-            v->real < o->min || (o->max > o->min && v->real > o->max))
+        /* decimal: strtod would also take 0x10, nan, and blanks */
+        if (end == text || text[strspn(text, "+-.0123456789eE")] || *end || !isfinite(v->real) || v->real < o->min ||
+            (o->max > o->min && v->real > o->max))
             return wrong_number(o, text, "a number");
         return CHM_OK;
     case CLI_CHOICE: {

@@ -79,6 +79,33 @@ static void put_harmless(const char *text, size_t n, FILE *out) {
     }
 }
 
+/* Bytes of the UTF-8 character at s, 0 when there is none. */
+static int utf8_length(const unsigned char *s) {
+    static const struct {
+        unsigned char low, high, second_low, second_high;
+        int length;
+    } form[] = {{0x01, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+                {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
+                {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
+    for (size_t i = 0; i < CLI_COUNT_OF(form); i++) {
+        if (s[0] < form[i].low || s[0] > form[i].high) continue;
+        if (form[i].length > 1 && (s[1] < form[i].second_low || s[1] > form[i].second_high)) return 0;
+        for (int k = 2; k < form[i].length; k++)
+            if ((s[k] & 0xc0) != 0x80) return 0;
+        return form[i].length;
+    }
+    return 0;
+}
+
+/* Words of the command line may be anything: what a terminal would obey, and what is not UTF-8, becomes '?'. */
+static void make_printable(char *text) {
+    for (unsigned char *s = (unsigned char *)text; *s;) {
+        const int n = utf8_length(s);
+        if (n == 0 || *s < 0x20 || *s == 0x7f || (*s == 0xc2 && s[1] < 0xa0)) *s = '?';
+        s += n > 1 && *s != '?' ? n : 1;
+    }
+}
+
 static void print_prefixed(const char *text) {
     const bool colour = stderr_has_colour();
     cli_progress_end();
@@ -98,6 +125,7 @@ int cli_fail(int status, const char *format, ...) {
     va_start(list, format);
     vsnprintf(text, sizeof(text), format, list);
     va_end(list);
+    make_printable(text);
     print_prefixed(text);
     return status;
 }
@@ -115,9 +143,11 @@ int cli_report(int status) {
 }
 
 static void say(const char *format, va_list list) {
+    char text[4096];
+    vsnprintf(text, sizeof(text), format, list);
+    make_printable(text);
     cli_progress_end();
-    vfprintf(stderr, format, list);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s\n", text);
 }
 
 void cli_message(const struct cli *c, const char *format, ...) {
@@ -264,24 +294,6 @@ void cli_timing_end(const struct cli *c, bool training) {
 
 /* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
-/* Bytes of the UTF-8 character at s, 0 when there is none. */
-static int utf8_length(const unsigned char *s) {
-    static const struct {
-        unsigned char low, high, second_low, second_high;
-        int length;
-    } form[] = {{0x01, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
-                {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
-                {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
-    for (size_t i = 0; i < CLI_COUNT_OF(form); i++) {
-        if (s[0] < form[i].low || s[0] > form[i].high) continue;
-        if (form[i].length > 1 && (s[1] < form[i].second_low || s[1] > form[i].second_high)) return 0;
-        for (int k = 2; k < form[i].length; k++)
-            if ((s[k] & 0xc0) != 0x80) return 0;
-        return form[i].length;
-    }
-    return 0;
-}
-
 void cli_json_string(FILE *out, const char *text) {
     putc('"', out);
     for (const unsigned char *s = (const unsigned char *)text; *s;) {
@@ -352,6 +364,28 @@ void cli_catch_interrupts(void) {
     struct sigaction old; /* a job that runs unattended has it ignored, and keeps it so */
     if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+}
+
+/* Models and checkpoints are read where the system maps them: one that is made shorter meanwhile ends the program, but
+ * with a sentence. */
+static void on_lost_page(int signal, siginfo_t *info, void *context) {
+    static const char sentence[] =
+        "chimera: a file was made shorter while it was read, or its disk failed; run it again "
+        "when the file is whole\n";
+    (void)signal, (void)context;
+    if (info->si_code != BUS_ADRERR) return; /* and here again, without this handler */
+    if (progress_width > 0) (void)!write(STDERR_FILENO, "\n", 1);
+    (void)!write(STDERR_FILENO, sentence, sizeof(sentence) - 1);
+    _exit(CHM_E_DATA);
+}
+
+void cli_catch_lost_pages(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof(action));
+    action.sa_sigaction = on_lost_page;
+    action.sa_flags = (int)(SA_SIGINFO | SA_RESETHAND);
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
 }
 
 void cli_catch_interrupts_always(void) {

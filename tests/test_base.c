@@ -53,6 +53,16 @@ static void keeps_one_sentence_a_thread(void **state) {
     assert_string_equal(chm_error(), "card.json: line 3");
     chm_fail(CHM_E_CONFIG, "again: %s", chm_error());
     assert_string_equal(chm_error(), "again: card.json: line 3");
+    /* A sentence is one line, and moves no cursor; several problems have a line each. */
+    chm_fail(CHM_E_DATA, "%s", "a\n\033[2J\x7f\xc2\x9b\xff \xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\xc3");
+    assert_string_equal(chm_error(), "a??[2J??? \xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80?");
+    chm_fail_lines(CHM_E_DATA, "one\n\033two");
+    chm_fail_prefix(CHM_E_DATA, "three\n");
+    assert_string_equal(chm_error(), "three?: one\n?two");
+    /* For those who hear only that it failed. */
+    assert_int_equal(chm_failed(CHM_E_CONFIG), CHM_E_CONFIG);
+    chm_fail_prefix(CHM_E_MEMORY, "four");
+    assert_int_equal(chm_failed(CHM_E_CONFIG), CHM_E_MEMORY);
     /* Longer than there is room for: cut, and still a string. */
     static char longer[100000];
     memset(longer, 'x', sizeof longer - 1);
@@ -60,8 +70,13 @@ static void keeps_one_sentence_a_thread(void **state) {
     chm_fail(CHM_E_CONFIG, "%s", longer);
     size_t n = strlen(chm_error());
     assert_true(n >= 1000 && n < sizeof longer);
-    for (int i = 0; i < 3; i++) chm_fail_prefix(CHM_E_CONFIG, "%s", longer);
+    for (int i = 0; i < 30; i++) chm_fail_prefix(CHM_E_CONFIG, "%s", longer);
+    assert_true(strlen(chm_error()) > n && strlen(chm_error()) < sizeof longer);
+    /* The reason, at its end, is not what is cut. */
+    chm_fail(CHM_E_CONFIG, "%s: no such thing", longer);
     assert_int_equal(strlen(chm_error()), n);
+    assert_non_null(strstr(chm_error(), "xx ... xx"));
+    assert_string_equal(chm_error() + n - 16, "x: no such thing");
 }
 
 /* ---- memory ---- */

@@ -597,8 +597,8 @@ static void options_in_objects(void **state) {
 
 static void mistakes_of_syntax(void **state) {
     (void)state;
-    assert_refused("", "card.json:1: not valid JSON: '[' or '{' expected near end of file");
-    assert_refused("[1]", "card.json:1: a model card is a JSON object, this is a list");
+    assert_refused("", "card.json:1: nothing in it; a model card is a JSON object");
+    assert_refused("\n\n [1]", "card.json:3: a model card is a JSON object and begins with '{'");
     assert_refused("{\"a\": 1,\n\n}", "card.json:3: not valid JSON: string or '}' expected near '}'");
     assert_refused("{\"a\": 1,\n\"a\": 2}", "card.json:2: duplicate object key near '\"a\"'; a key may be given once");
     assert_refused("{}\n\n{}",
@@ -986,6 +986,10 @@ static void mistakes_of_ini(void **state) {
          ":1: section name of 59 characters; at most 49"},
         {"_v = \xc3(\n", ":1: _v: the value is not UTF-8 text"},
         {"_v\xc3( = 1\n", ":1: the key is not UTF-8 text"},
+        /* nothing that a terminal would obey */
+        {"hid\033x\a_\xc2\x9bwidth = 1\n", ":1: hid?x?_?width: no key 'hid?x?_?width' in a model card"},
+        {"[g\033c]\nx = 1\n", ":2: g?c.x: no key 'g?c' in a model card"},
+        {"hidden_size = a\tb\n", ":1: hidden_size: expected integer 1..65536, got \"a\\tb\""},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(list); i++) {
         char *path = write_file("a.ini", list[i].text);

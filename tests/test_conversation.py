@@ -265,12 +265,12 @@ with tempfile.TemporaryDirectory(prefix="conversation test ", dir=os.path.join(b
             del os.environ[name]
     os.environ["CHIMERA_PLUGIN_PATH"] = ":".join(f"{build}/plugins/{kind}" for kind in ("backends", "layers", "tokenizers"))
     os.environ["HOME"] = work
-    with open("card.json", "w") as f:
+    with open("small.json", "w") as f:
         json.dump(CARD, f)
     with open("text", "w") as f:
         f.writelines(f"The quick brown fox {i} jumps over the lazy dog.\n" for i in range(60))
     # a little training, so that the answers differ and a repeated line shows
-    subprocess.run([chimera, "train", "card.json", "--data", "text", "--out", ".", "-q"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([chimera, "train", "small.json", "--data", "text", "--out", ".", "-q"], check=True, stdout=subprocess.DEVNULL)
     version = json.loads(subprocess.run([chimera, "version", "-o", "json"], stdout=subprocess.PIPE, check=True).stdout)
     if version["line_editor"] == "none":
         print("SKIPPED: this build has no line editor")

@@ -710,33 +710,6 @@ static void generation_keeps_its_word(void **state) {
     chm_runtime_destroy(r);
 }
 
-/* Every allocation of opening, reading and writing fails once: a sentence each time, nothing lost (under ASan). */
-static void out_of_memory_is_survived(void **state) {
-    (void)state;
-    chm_runtime *r = open_runtime(1, NULL);
-    const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1};
-    int failures = 0;
-    for (long n = 0; n < 100000; n++) {
-        chm_model *m = NULL;
-        chm_stream *s = NULL, *fork = NULL;
-        chm_alloc_fail_after(n);
-        int status = chm_open(r, model_path, &overlay, false, &m);
-        if (status == CHM_OK) status = chm_stream_open(r, m, &s);
-        if (status == CHM_OK) status = chm_generate(s, "abc", 3, 2, NULL, NULL, NULL, NULL);
-        if (status == CHM_OK) status = chm_stream_fork(s, &fork);
-        chm_alloc_fail_after(-1);
-        chm_stream_close(fork);
-        chm_stream_close(s);
-        chm_close(m);
-        if (status == CHM_OK) break;
-        if (status != CHM_E_MEMORY) fail_msg("allocation %ld: status %d, %s", n, status, chm_error());
-        assert_true(chm_error()[0] != '\0');
-        failures++;
-    }
-    assert_true(failures > 20);
-    chm_runtime_destroy(r);
-}
-
 /* ---- accounts ---------------------------------------------------------------------------------------------------- */
 
 static json_t *report(int (*write)(chm_runtime *, chm_model *, FILE *), chm_runtime *r, chm_model *m) {
@@ -856,7 +829,6 @@ int main(void) {
         cmocka_unit_test(reading_allocates_nothing_once_warm),
         cmocka_unit_test(a_seed_writes_one_text),
         cmocka_unit_test(generation_keeps_its_word),
-        cmocka_unit_test(out_of_memory_is_survived),
         cmocka_unit_test(check_agrees_with_the_model),
         cmocka_unit_test(bench_counts_every_byte),
     };

@@ -189,8 +189,8 @@ static void test_refuses_foreign(void **state) {
     FOREIGN("Once upon a time there was", "plain text");
     FOREIGN("PK\003\004aaaaaaaaaa", "a ZIP archive");
     FOREIGN("\177ELF\2\1\1\0\0\0\0\0", "a program");
-    FOREIGN("\1\0\0\0\0\0\0\0{}", "a header of 1 bytes, outside 2..100000000");
-    FOREIGN("\1\341\365\5\0\0\0\0{}", "a header of 100000001 bytes, outside");
+    FOREIGN("\1\0\0\0\0\0\0\0{}", "a header of 1 bytes, outside 2..16777216");
+    FOREIGN("\1\0\0\1\0\0\0\0{}", "a header of 16777217 bytes, outside");
     FOREIGN("\377\377\377\377\377\377\377\377{}", "a header of 18446744073709551615 bytes, outside");
     refuse_bytes((const uint8_t *)"\3\0\0\0\0\0\0\0{}", 10, (const char *const[]){"should have 3", "cut short", NULL});
 #undef FOREIGN

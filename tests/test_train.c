@@ -936,33 +936,6 @@ static void evaluation(void **state) {
     chm_close(m);
 }
 
-/* Memory that runs out at any place is a status and a sentence, and what was begun can be resumed or begun again. */
-static void out_of_memory(void **state) {
-    (void)state;
-    chm_train_result result;
-    plan p = {.out = in_folder("memory"), .validation = in_folder("a.txt"), .tokens = 256, .stop_at = -1};
-    const uint64_t before = chm_alloc_count();
-    must(train(&p, &result));
-    const long all = (long)(chm_alloc_count() - before);
-    assert_true(all > 100);
-    int failed = 0;
-    for (long n = 0; n < all; n += 1 + all / 97) {
-        remove_tree(p.out);
-        chm_alloc_fail_after(n);
-        const int status = train(&p, &result);
-        chm_alloc_fail_after(-1);
-        if (status == CHM_OK) continue; /* what it was wanted for could be done without */
-        if (status != CHM_E_MEMORY) fail_msg("allocation %ld of %ld: status %d: %s", n, all, status, chm_error());
-        assert_true(strlen(chm_error()) > 0);
-        failed++;
-        p.resume = access(in_folder("memory/checkpoint.safetensors"), F_OK) == 0;
-        if (!p.resume) remove_tree(p.out);
-        if (n % 5 == 0 || p.resume) must(train(&p, &result));
-        p.resume = false;
-    }
-    assert_true(failed > 50);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(schedules),           cmocka_unit_test(text_in_pieces),
@@ -973,7 +946,7 @@ int main(void) {
         cmocka_unit_test(budget_killed_early), cmocka_unit_test(free_steps),
         cmocka_unit_test(refused_runs),        cmocka_unit_test(contradicting_counts),
         cmocka_unit_test(not_finite),          cmocka_unit_test(memory_and_forecast),
-        cmocka_unit_test(evaluation),          cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(evaluation),
     };
     return cmocka_run_group_tests_name("train", tests, set_up, tear_down);
 }

@@ -16,11 +16,19 @@
 #define CHM_MAX(a, b)      ((a) > (b) ? (a) : (b))
 
 /* ---- errors: one sentence per thread, kept until the next failure ---- */
-/* Records "format" as this thread's sentence and returns status. */
+/* Records "format" as this thread's sentence and returns status. Arguments may come from anywhere: what a terminal
+ * would obey, a newline too, becomes '?' (chm_printable). */
 int chm_fail(int status, const char *format, ...) CHM_PRINTF(2, 3);
+/* The same for several problems, a line each. */
+int chm_fail_lines(int status, const char *format, ...) CHM_PRINTF(2, 3);
 /* Puts "prefix: " before the sentence already recorded; returns status. */
 int chm_fail_prefix(int status, const char *format, ...) CHM_PRINTF(2, 3);
 const char *chm_error(void); /* public, chimera.h */
+/* As vsnprintf; of what does not fit the middle is left out, not the end, where the reason stands. */
+void chm_fit(char *text, size_t room, const char *format, va_list args);
+/* For a callee that can only say that it failed: CHM_E_MEMORY when the last sentence was recorded with that status,
+ * else `otherwise`. */
+int chm_failed(int otherwise);
 
 /* ---- log: stderr, one line a message; level from chm_log_set_level (default INFO) ---- */
 void chm_log_set_level(enum chm_log_level level);
@@ -36,8 +44,10 @@ void *chm_realloc(void *p, size_t bytes); /* not for aligned blocks; new bytes u
 char *chm_strdup(const char *s);
 char *chm_format(const char *format, ...) CHM_PRINTF(1, 2); /* malloc'd string or NULL */
 void chm_free(void *p);
-/* Test hook: after n more allocations succeed, the next one fails (and those after it); -1 turns it off. */
+/* Test hooks: after n more allocations succeed, the next one fails (and those after it; or it alone); -1 turns it off.
+ */
 void chm_alloc_fail_after(long n);
+void chm_alloc_fail_once(long n);
 /* Number of allocations made so far (any thread). */
 uint64_t chm_alloc_count(void);
 
@@ -62,6 +72,9 @@ typedef struct chm_string {
 void chm_string_add(chm_string *s, const char *format, ...) CHM_PRINTF(2, 3);
 void chm_string_add_bytes(chm_string *s, const void *bytes, size_t n);
 void chm_string_finish(chm_string *s);
+int chm_utf8_length(const char *s); /* bytes of the UTF-8 character at s; 0: there is none */
+/* In place: control characters and what is not UTF-8 become '?', with `lines` newlines stay. */
+void chm_printable(char *text, bool lines);
 
 /* ---- random: Philox4x32-10, counter-based (Salmon et al., SC11). A stream is (seed, purpose, a); position b ---- */
 enum chm_purpose { CHM_RANDOM_INIT = 1, CHM_RANDOM_DATA, CHM_RANDOM_SAMPLE, CHM_RANDOM_TEST, CHM_RANDOM_LOOP };

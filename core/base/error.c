@@ -2,30 +2,66 @@
 #include "base/base.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
+enum { LINE = 2000, SENTENCE = 8192 }; /* a card may have twenty problems, one a line */
 
 static _Thread_local char sentence[SENTENCE];
+static _Thread_local int sentence_status;
 static _Atomic int log_level = CHM_LOG_INFO;
 
-int chm_fail(int status, const char *format, ...) {
+void chm_fit(char *text, size_t room, const char *format, va_list args) {
+    static const char gap[] = " ... ";
+    va_list again;
+    va_copy(again, args);
+    const int n = vsnprintf(text, room, format, args);
+    char *whole = n >= 0 && (size_t)n >= room ? malloc((size_t)n + 1) : NULL;
+    if (whole) {
+        vsnprintf(whole, (size_t)n + 1, format, again);
+        const size_t end = room / 3;
+        memcpy(text + room - 1 - end, whole + n - end, end);
+        memcpy(text + room - 1 - end - (sizeof gap - 1), gap, sizeof gap - 1);
+    }
+    free(whole);
+    va_end(again);
+}
+
+static int record(int status, bool lines, const char *format, va_list args) {
     /* By way of a second buffer: an argument may be chm_error() itself. */
     char text[SENTENCE];
+    if (lines)
+        vsnprintf(text, sizeof text, format, args);
+    else
+        chm_fit(text, LINE, format, args);
+    chm_printable(text, lines);
+    memcpy(sentence, text, strlen(text) + 1);
+    return sentence_status = status;
+}
+
+int chm_fail(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    record(status, false, format, args);
     va_end(args);
-    memcpy(sentence, text, strlen(text) + 1);
+    return status;
+}
+
+int chm_fail_lines(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    record(status, true, format, args);
+    va_end(args);
     return status;
 }
 
 int chm_fail_prefix(int status, const char *format, ...) {
-    char prefix[SENTENCE], text[SENTENCE];
+    char prefix[LINE], text[SENTENCE];
     va_list args;
     va_start(args, format);
-    vsnprintf(prefix, sizeof prefix, format, args);
+    chm_fit(prefix, sizeof prefix, format, args);
     va_end(args);
+    chm_printable(prefix, false);
     size_t n = strlen(prefix), rest = strlen(sentence);
     memcpy(text, prefix, n);
     for (const char *c = ": "; *c && n < sizeof text - 1; c++) text[n++] = *c;
@@ -33,8 +69,10 @@ int chm_fail_prefix(int status, const char *format, ...) {
     memcpy(text + n, sentence, rest);
     text[n + rest] = 0;
     memcpy(sentence, text, n + rest + 1);
-    return status;
+    return sentence_status = status;
 }
+
+int chm_failed(int otherwise) { return sentence_status == CHM_E_MEMORY ? CHM_E_MEMORY : otherwise; }
 
 /* Public (chimera.h). */
 CHM_EXPORT const char *chm_error(void) { return sentence; }
@@ -53,6 +91,7 @@ void chm_log(enum chm_log_level level, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    chm_printable(text, false);
     const chm_log_writer writer = atomic_load(&log_writer);
     if (writer) {
         char line[SENTENCE + 16];

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -28,8 +29,8 @@ int chm_map_open(chm_map *m, const char *path) {
     if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) {
-            status =
-                chm_fail(CHM_E_DATA, "%s: cannot map %lld bytes: %s", path, (long long)st.st_size, strerror(errno));
+            status = chm_fail(errno == ENOMEM ? CHM_E_MEMORY : CHM_E_DATA, "%s: cannot map %lld bytes: %s", path,
+                              (long long)st.st_size, strerror(errno));
             goto out;
         }
         m->mapping = p;
@@ -90,15 +91,9 @@ int chm_writer_open(chm_writer *w, const char *path) {
     memset(w, 0, sizeof *w);
     bool exists = stat(path, &st) == 0;
     if (exists && S_ISDIR(st.st_mode)) return chm_fail(CHM_E_DATA, "%s: is a directory, not a file to write", path);
-    if (exists && S_ISREG(st.st_mode)) {
-        /* Through symbolic links: the file is replaced, not the link to it. */
-        char *real = realpath(path, NULL);
-        if (real) {
-            w->path = chm_strdup(real);
-            free(real);
-        }
-    }
-    if (!w->path) w->path = chm_strdup(path);
+    /* Through symbolic links: the file is replaced, not the link to it. */
+    char real[PATH_MAX];
+    w->path = chm_strdup(exists && S_ISREG(st.st_mode) && realpath(path, real) ? real : path);
     if (!w->path) return CHM_E_MEMORY;
     /* A device or a pipe (/dev/stdout, /dev/null) is written to and never replaced. */
     bool direct = exists && !S_ISREG(st.st_mode);

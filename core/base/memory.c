@@ -6,9 +6,15 @@
 #include <string.h>
 
 static atomic_long fail_after = -1;
+static atomic_bool fail_once;
 static atomic_uint_fast64_t allocations;
 
-void chm_alloc_fail_after(long n) { atomic_store(&fail_after, n < 0 ? -1 : n); }
+static void set_failure(long n, bool once) {
+    atomic_store(&fail_once, once);
+    atomic_store(&fail_after, n < 0 ? -1 : n);
+}
+void chm_alloc_fail_after(long n) { set_failure(n, false); }
+void chm_alloc_fail_once(long n) { set_failure(n, true); }
 uint64_t chm_alloc_count(void) { return atomic_load_explicit(&allocations, memory_order_relaxed); }
 
 /* Whether this allocation may go ahead. Several threads share one countdown. */
@@ -17,6 +23,7 @@ static bool allowed(void) {
     while (left > 0) {
         if (atomic_compare_exchange_weak(&fail_after, &left, left - 1)) break;
     }
+    if (left == 0 && atomic_load_explicit(&fail_once, memory_order_relaxed)) atomic_store(&fail_after, -1);
     return left != 0;
 }
 

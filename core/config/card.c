@@ -77,9 +77,9 @@ static int verdict(chm_card *card) {
         return chm_fail(CHM_E_MEMORY, "%s: out of memory while reading the card", card->name);
     if (card->problem_count == 0) return CHM_OK;
     if (card->problem_count > CHM_MAX_PROBLEMS)
-        return chm_fail(CHM_E_CONFIG, "%s\n%s: %d more problems", card->problems.text, card->name,
-                        card->problem_count - CHM_MAX_PROBLEMS);
-    return chm_fail(CHM_E_CONFIG, "%s", card->problems.text);
+        return chm_fail_lines(CHM_E_CONFIG, "%s\n%s: %d more problems", card->problems.text, card->name,
+                              card->problem_count - CHM_MAX_PROBLEMS);
+    return chm_fail_lines(CHM_E_CONFIG, "%s", card->problems.text);
 }
 
 int chm_card_parse(const char *name, const char *text, size_t bytes, const struct chm_card_options *options,

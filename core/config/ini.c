@@ -6,13 +6,14 @@
 enum {
     MAX_BYTES = 1 << 20,
     MAX_NAME = 49, /* what inih keeps of a section's name */
+    MAX_KEYS = 10000,
 };
 
 struct reading {
     const char *name, *at, *end;
     chm_ini_entry entry;
     void *user;
-    int line;
+    int line, keys;
     int status;
 };
 
@@ -47,6 +48,11 @@ static char *next_line(char *line, int size, void *stream) {
 static int handle(void *user, const char *section, const char *key, const char *value) {
     struct reading *r = user;
     if (r->status) return 1;
+    if (++r->keys > MAX_KEYS) {
+        r->status = chm_fail(CHM_E_CONFIG, "%s:%d: more than %d keys up to here; an overlay has at most that many",
+                             r->name, r->line, MAX_KEYS);
+        return 1;
+    }
     r->status = r->entry(r->user, section, key, value ? value : "", r->line);
     return 1;
 }

@@ -10,21 +10,8 @@ extern char **environ;
 static const char prefix[] = "CHIMERA_";
 
 static bool is_utf8(const char *text) {
-    const unsigned char *c = (const unsigned char *)text;
-    while (*c) {
-        size_t more = *c < 0x80                 ? 0
-                      : *c >= 0xc2 && *c < 0xe0 ? 1
-                      : (*c & 0xf0) == 0xe0     ? 2
-                      : *c >= 0xf0 && *c < 0xf5 ? 3
-                                                : 9;
-        if (more == 9) return false;
-        if ((*c == 0xe0 && c[1] < 0xa0) || (*c == 0xed && c[1] >= 0xa0) || (*c == 0xf0 && c[1] < 0x90) ||
-            (*c == 0xf4 && c[1] >= 0x90))
-            return false;
-        for (size_t i = 1; i <= more; i++)
-            if ((c[i] & 0xc0) != 0x80) return false;
-        c += more + 1;
-    }
+    for (int n; *text; text += n)
+        if ((n = chm_utf8_length(text)) == 0) return false;
     return true;
 }
 
@@ -77,6 +64,10 @@ struct setting {
 
 static void unknown(chm_card *card, const struct setting *from, const char *key, const chm_value *at,
                     const char *name) {
+    if (card->problem_count >= CHM_MAX_PROBLEMS) { /* counted, not shown: no need to look for a name */
+        card->problem_count++;
+        return;
+    }
     const char *const *names = chm_card_names(card, at);
     const char *nearest = names ? chm_nearest(name, names) : NULL;
     chm_string where = {0}, hint = {0};
@@ -264,6 +255,8 @@ int chm_card_overlays(chm_card *card, const struct chm_card_options *options) {
         int status = lay_environment(card, (int)options->ini_count + 1);
         if (status) return status;
     }
+    if (options->set_count > CHM_CARD_MAX_VALUES)
+        return chm_fail(CHM_E_CONFIG, "--set: given %zu times; at most %d", options->set_count, CHM_CARD_MAX_VALUES);
     for (size_t i = 0; i < options->set_count; i++) {
         const char *pair = options->set[i], *equals = strchr(pair, '=');
         struct setting from = {.origin = "--set"};

@@ -6,28 +6,34 @@
 
 /* ---- problems ---- */
 
-static void begin_problem(chm_card *card, const char *origin, int line, const char *path) {
+static size_t begin_problem(chm_card *card, const char *origin, int line, const char *path) {
     chm_string *s = &card->problems;
     if (s->length > 0) chm_string_add(s, "\n");
+    const size_t begin = s->length;
     if (line > 0)
         chm_string_add(s, "%s:%d: ", origin, line);
     else
         chm_string_add(s, "%s: ", origin);
-    if (path) chm_string_add(s, "%s: ", path);
+    if (path) chm_string_add(s, strlen(path) > 200 ? "%.200s...: " : "%s: ", path);
+    return begin;
 }
 
-static void end_problem(chm_card *card, const char *format, va_list args) {
+/* Keys and values are anybody's: each problem stays one line, and nothing in it moves a cursor. */
+static void end_problem(chm_card *card, size_t begin, const char *format, va_list args) {
     char text[1200];
-    vsnprintf(text, sizeof text, format, args);
+    chm_fit(text, sizeof text, format, args);
     chm_string_add(&card->problems, "%s", text);
+    if (card->problems.failed) return;
+    chm_printable(card->problems.text + begin, false);
+    card->problems.length = strlen(card->problems.text);
 }
 
 void chm_card_problem_at(chm_card *card, const char *origin, int line, const char *path, const char *format, ...) {
     if (card->problem_count++ >= CHM_MAX_PROBLEMS) return;
-    begin_problem(card, origin, line, path);
+    const size_t begin = begin_problem(card, origin, line, path);
     va_list args;
     va_start(args, format);
-    end_problem(card, format, args);
+    end_problem(card, begin, format, args);
     va_end(args);
 }
 
@@ -37,10 +43,11 @@ void chm_card_problem(chm_card *card, const chm_value *v, const char *format, ..
     chm_value_path(v, &path);
     if (path.failed) card->starved = true;
     bool ours = !v->origin || (v->line == 0 && strcmp(v->origin, "default") == 0);
-    begin_problem(card, ours ? card->name : v->origin, v->line, path.length > 0 ? path.text : NULL);
+    const size_t begin =
+        begin_problem(card, ours ? card->name : v->origin, v->line, path.length > 0 ? path.text : NULL);
     va_list args;
     va_start(args, format);
-    end_problem(card, format, args);
+    end_problem(card, begin, format, args);
     va_end(args);
     chm_string_finish(&path);
 }
@@ -396,13 +403,17 @@ static void say_tuple(const char *types, char *text, size_t n) {
 }
 
 static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
+    child->invalid = true;
+    if (card->problem_count >= CHM_MAX_PROBLEMS) { /* counted, not shown: no need to look for a name */
+        card->problem_count++;
+        return;
+    }
     chm_string section = {0};
     chm_value_path(object, &section);
     if (section.failed) card->starved = true;
     const char *const *names = chm_card_names(card, object);
     const char *nearest = names ? chm_nearest(child->key, names) : NULL;
     const char *where = section.length > 0 ? section.text : "a model card";
-    child->invalid = true;
     if (nearest)
         chm_card_problem(card, child, "unknown key in %s (did you mean '%s'?)", where, nearest);
     else if (names && names[0] && names[1]) {
@@ -681,6 +692,24 @@ chm_value *chm_card_section(chm_card *card, const char *section, unsigned how) {
     return v;
 }
 
+/* A key that may stand below `at`, as the schema or a plugin spells it; NULL: there is none of this name. */
+static const char *known_key(const chm_card *card, const chm_value *at, const char *name, unsigned how) {
+    for (uint32_t i = 0; at->plugin && i < at->plugin->option_count; i++)
+        if (same(at->plugin->options[i].name, name, how)) return at->plugin->options[i].name;
+    const struct chm_schema_row *row;
+    size_t cursor = 0;
+    while ((row = chm_schema_next(at->plugin ? at->plugin->section : at->where, &cursor)) != NULL)
+        if ((!at->plugin || row->shape == CHM_SHAPE_SECTION) && same(chm_schema_name(row), name, how))
+            return chm_schema_name(row);
+    if (at->plugin) return NULL;
+    const struct chm_plugin *p;
+    for (size_t i = 0; (p = chm_registry_at(card->registry, 0, i)) != NULL; i++) {
+        const char *section = section_name(p, at->where);
+        if (section && same(section, name, how)) return section;
+    }
+    return NULL;
+}
+
 chm_value *chm_card_step(chm_card *card, chm_value *at, const char *name, unsigned how) {
     if (!*name) return NULL;
     if (at->type == CHM_VALUE_ARRAY) {
@@ -692,15 +721,8 @@ chm_value *chm_card_step(chm_card *card, chm_value *at, const char *name, unsign
         if (same(child->key, name, how)) return child;
     if (!at->plugin && !at->where) return NULL;
     if (how & CHM_LOCATE_CREATE) {
-        const char *const *names = chm_card_names(card, at);
-        if (!names) return NULL;
-        for (size_t i = 0; names[i]; i++) {
-            /* names of plugins and of phases are listed too; those are no keys */
-            if (!same(names[i], name, how)) continue;
-            bool key =
-                at->plugin || chm_schema_key(at->where, names[i]) || plugin_of_section(card, at->where, names[i]);
-            if (key) return child_of(card, at, names[i], how);
-        }
+        const char *key = known_key(card, at, name, how);
+        if (key) return child_of(card, at, key, how);
         if (at->row && at->row->shape == CHM_SHAPE_MAP && !(how & CHM_LOCATE_ANY_CASE))
             return child_of(card, at, name, how);
     }

@@ -179,9 +179,10 @@ static chm_value *convert(const json_t *json, struct walk *w, chm_arena *arena) 
     return v;
 }
 
-/* The line on which brackets nest too deeply, or 0. Jansson would recurse that far. */
-static int too_deep(const char *text, size_t bytes) {
-    int depth = 0, line = 1;
+/* Refuses, with `name` or (NULL) without a sentence, what nobody means by a card: jansson would recurse as deep as its
+ * brackets nest, and every value takes a hundred times the room of its text. */
+static bool absurd(const char *name, const char *text, size_t bytes) {
+    int depth = 0, line = 1, values = 1;
     bool quoted = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = text[i];
@@ -191,15 +192,21 @@ static int too_deep(const char *text, size_t bytes) {
                 i++;
             else if (c == '"')
                 quoted = false;
-        } else if (c == '"') {
-            quoted = true;
-        } else if (c == '[' || c == '{') {
-            if (++depth > CHM_CARD_MAX_DEPTH) return line;
-        } else if (c == ']' || c == '}') {
-            depth--;
+            continue;
         }
+        if (c == '"') quoted = true;
+        if (c == '[' || c == '{') depth++;
+        if (c == ']' || c == '}') depth--;
+        if (c == '[' || c == '{' || c == ',') values++;
+        if (depth <= CHM_CARD_MAX_DEPTH && values <= CHM_CARD_MAX_VALUES) continue;
+        if (name && depth > CHM_CARD_MAX_DEPTH)
+            chm_fail(CHM_E_CONFIG, "%s:%d: brackets nest more than %d levels deep", name, line, CHM_CARD_MAX_DEPTH);
+        else if (name)
+            chm_fail(CHM_E_CONFIG, "%s:%d: more than %d values up to here; a model card has at most that many", name,
+                     line, CHM_CARD_MAX_VALUES);
+        return true;
     }
-    return 0;
+    return false;
 }
 
 int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena *arena, chm_value **out) {
@@ -208,13 +215,15 @@ int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena 
         return chm_fail(CHM_E_CONFIG, "%s: %zu bytes; a model card has at most %d", name, bytes, CHM_CARD_MAX_BYTES);
     if (bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
         return chm_fail(CHM_E_CONFIG, "%s:1: begins with a byte order mark; save it as UTF-8 without one", name);
-    int line = too_deep(text, bytes);
-    if (line)
-        return chm_fail(CHM_E_CONFIG, "%s:%d: brackets nest more than %d levels deep", name, line, CHM_CARD_MAX_DEPTH);
-    chm_json_begin();
+    if (absurd(name, text, bytes)) return CHM_E_CONFIG;
+    const char *first = text, *end = text + bytes;
+    int line = 1;
+    for (; first < end && strchr(" \t\r\n", *first); first++) line += *first == '\n';
+    if (first == end) return chm_fail(CHM_E_CONFIG, "%s:%d: nothing in it; a model card is a JSON object", name, line);
+    if (*first != '{')
+        return chm_fail(CHM_E_CONFIG, "%s:%d: a model card is a JSON object and begins with '{'", name, line);
     json_error_t error;
-    memset(&error, 0, sizeof error);
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    json_t *json = chm_json_load(text, bytes, &error);
     if (!json) {
         if (chm_json_starved()) return CHM_E_MEMORY;
         int at = error.line > 0 ? error.line : 1;
@@ -227,25 +236,16 @@ int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena 
                             error.text);
         return chm_fail(CHM_E_CONFIG, "%s:%d: not valid JSON: %s", name, at, error.text);
     }
-    int status = CHM_OK;
-    if (!json_is_object(json)) {
-        status = chm_fail(CHM_E_CONFIG, "%s:1: a model card is a JSON object, this is a list", name);
-        goto out;
-    }
-    struct walk w = {.at = text, .end = text + bytes, .name = name, .arena = arena, .line = 1};
+    struct walk w = {.at = text, .end = end, .name = name, .arena = arena, .line = 1};
     *out = convert(json, &w, arena);
-    if (!*out) status = CHM_E_MEMORY;
-out:
     json_decref(json);
-    return status;
+    return *out ? CHM_OK : CHM_E_MEMORY;
 }
 
 chm_value *chm_value_scalar(const char *text, chm_arena *arena, bool *failed) {
     size_t bytes = strlen(text);
-    if (bytes > CHM_CARD_MAX_BYTES || too_deep(text, bytes)) return NULL;
-    chm_json_begin();
-    json_error_t error;
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    if (bytes > CHM_CARD_MAX_BYTES || absurd(NULL, text, bytes)) return NULL;
+    json_t *json = chm_json_load(text, bytes, NULL);
     if (!json) {
         *failed = *failed || chm_json_starved();
         return NULL;

@@ -31,12 +31,14 @@ static int encode_prompt(chm_stream *s, const void *prompt, size_t bytes, int32_
     const int32_t begin = m->tokenizer->ops->end_of_text(m->tokenizer->self);
     const bool mark = s->state.position == 0 && begin >= 0;
     const int64_t n = bytes ? chm_encode(m, prompt, bytes, NULL, 0) : 0;
-    if (n < 0) return CHM_E_DATA;
+    if (n < 0) return chm_failed(CHM_E_DATA);
     int32_t *ids = chm_alloc((size_t)(n + 1) * sizeof(*ids));
     if (ids == NULL) return CHM_E_MEMORY;
     if (mark) ids[0] = begin;
-    if (n > 0 && chm_encode(m, prompt, bytes, ids + mark, (size_t)n) != n) {
+    const int64_t again = n > 0 ? chm_encode(m, prompt, bytes, ids + mark, (size_t)n) : n;
+    if (again != n) {
         chm_free(ids);
+        if (again < 0) return chm_failed(CHM_E_DATA);
         return chm_fail(CHM_E_INTERNAL, "tokenizer '%s' counted its tokens differently the second time",
                         m->tokenizer->plugin->name);
     }

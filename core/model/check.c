@@ -446,7 +446,9 @@ int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *ove
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
-    if (chm_same_file(card_path, path))
+    bool read = chm_same_file(card_path, path);
+    for (size_t i = 0; i < options.ini_count; i++) read = read || chm_same_file(options.ini[i], path);
+    if (read)
         return chm_fail(CHM_E_CONFIG, "%s: the model would replace the card it is made of; give it another name", path);
     if ((status = chm_card_load(card_path, &options, &card)) != CHM_OK) return status;
     if ((status = chm_model_create(card, &r->registry, &m)) != CHM_OK) return chm_fail_prefix(status, "%s", card_path);
@@ -455,6 +457,10 @@ int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *ove
         goto out;
     }
     m->made_with = &tokenizer;
+    if (tokenizer.name != NULL && chm_same_file(tokenizer.name, path)) {
+        status = chm_fail(CHM_E_CONFIG, "%s: the model would replace its tokenizer; give it another name", path);
+        goto out;
+    }
     if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
     if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
     if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;

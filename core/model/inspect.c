@@ -20,6 +20,7 @@ struct item {
     double zeros; /* share of the weights, NaN: not known */
     enum part part;
     const chm_st_tensor *tensor[2];
+    const char *hash[2]; /* of each tensor, as the file states it; NULL: it does not */
     int tensors;
     bool expert; /* in the second file */
 };
@@ -229,19 +230,23 @@ static void shape_text(const struct report *r, const struct item *item, char *te
     chm_st_shape_text(&t, text, n);
 }
 
-static const char *hash_of(const struct report *r, const struct item *item, int tensor) {
-    char *key = chm_format("hash.%s", item->tensor[tensor]->name);
-    const char *hash = key ? chm_safetensors_meta(item->expert ? r->experts.file : r->file, key) : NULL;
-    chm_free(key);
-    return hash;
+static int find_hashes(const struct report *r) {
+    for (int i = 0; i < r->items; i++)
+        for (int k = 0; k < r->item[i].tensors; k++) {
+            char *key = chm_format("hash.%s", r->item[i].tensor[k]->name);
+            if (!key) return CHM_E_MEMORY;
+            r->item[i].hash[k] = chm_safetensors_meta(r->item[i].expert ? r->experts.file : r->file, key);
+            chm_free(key);
+        }
+    return CHM_OK;
 }
 
 /* "gd x8" or "gd x3, xlstm, gd" */
-static void pattern_text(const chm_model_config *c, chm_string *s) {
+static void print_pattern(const chm_model_config *c, FILE *out) {
     for (int64_t i = 0, next; i < c->layers; i = next) {
         for (next = i + 1; next < c->layers && !strcmp(c->mixer[i], c->mixer[next]);) next++;
-        chm_string_add(s, "%s%s", i ? ", " : "", c->mixer[i]);
-        if (next - i > 1) chm_string_add(s, " x%" PRId64, next - i);
+        fprintf(out, "%s%s", i ? ", " : "", c->mixer[i]);
+        if (next - i > 1) fprintf(out, " x%" PRId64, next - i);
     }
 }
 
@@ -275,7 +280,7 @@ static int print_items(const struct report *r, FILE *out, chm_output format) {
             chm_table_cell(&t, "%s", "");
         else
             chm_table_cell(&t, "%.4f", item->zeros);
-        const char *first = hash_of(r, item, 0), *second = item->tensors > 1 ? hash_of(r, item, 1) : NULL;
+        const char *first = item->hash[0], *second = item->hash[1];
         chm_table_cell(&t, "%s%s%s", first ? chm_quote(first).text : "-", item->tensors > 1 ? " " : "",
                        item->tensors > 1 ? (second ? chm_quote(second).text : "-") : "");
     }
@@ -320,14 +325,11 @@ static void print_head(const struct report *r, FILE *out, bool md) {
             r->items, weights, bits_per_weight(weights, bytes));
     if (r->model) {
         const chm_model_config *c = r->model->config;
-        chm_string pattern = {0};
-        pattern_text(c, &pattern);
-        fprintf(out,
-                "%scard: width %" PRId64 ", ffn %" PRId64 ", %" PRId64 " layers (%s), %" PRId64 " heads of %" PRId64
-                ", vocabulary %" PRId64 ", tokenizer %s\n",
-                item, c->width, c->ffn_width, c->layers, pattern.text && !pattern.failed ? pattern.text : "", c->heads,
+        fprintf(out, "%scard: width %" PRId64 ", ffn %" PRId64 ", %" PRId64 " layers (", item, c->width, c->ffn_width,
+                c->layers);
+        print_pattern(c, out);
+        fprintf(out, "), %" PRId64 " heads of %" PRId64 ", vocabulary %" PRId64 ", tokenizer %s\n", c->heads,
                 c->head_dim, c->vocab, c->tokenizer ? c->tokenizer : "none");
-        chm_string_finish(&pattern);
     }
     for (int i = 0; r->ours && i < r->file->metas; i++)
         if (!strncmp(r->file->meta_key[i], "trained.", 8))
@@ -342,20 +344,9 @@ static void print_head(const struct report *r, FILE *out, bool md) {
 
 static void put(json_t *object, const char *key, json_t *value) { json_object_set_new(object, key, value); }
 
-static json_t *text(const char *s) {
-    json_t *json = s ? json_string(s) : json_null();
-    if (json) return json;
-    char *copy = chm_strdup(s); /* a path need not be UTF-8 */
-    for (char *c = copy; c && *c; c++)
-        if (*c & 0x80) *c = '?';
-    json = copy ? json_string(copy) : NULL;
-    chm_free(copy);
-    return json;
-}
-
 static json_t *total_json(const char *name, int64_t weights, uint64_t bytes) {
     json_t *o = json_object();
-    if (name) put(o, "name", text(name));
+    if (name) put(o, "name", chm_json_text(name));
     put(o, "weights", json_integer(weights));
     put(o, "bytes", json_integer((json_int_t)bytes));
     put(o, "bits_per_weight", json_real(bits_per_weight(weights, bytes)));
@@ -371,19 +362,19 @@ static json_t *shape_json(const int64_t *shape, int rank) {
 static json_t *item_json(const struct report *r, const struct item *item) {
     json_t *o = total_json(item->name, item->weights, item->bytes), *tensors = json_array();
     put(o, "shape", shape_json(r->ours ? item->param.shape : item->tensor[0]->shape, item->param.rank));
-    put(o, "encoding", text(item->encoding));
-    if (item->expert) put(o, "file", text(r->experts.path));
-    put(o, "part", text(part_names[item->part]));
+    put(o, "encoding", chm_json_text(item->encoding));
+    if (item->expert) put(o, "file", chm_json_text(r->experts.path));
+    put(o, "part", chm_json_text(part_names[item->part]));
     put(o, "zeros", isnan(item->zeros) ? json_null() : json_real(item->zeros));
     for (int i = 0; i < item->tensors; i++) {
         const chm_st_tensor *t = item->tensor[i];
         json_t *tensor = json_object();
-        put(tensor, "name", text(t->name));
-        put(tensor, "dtype", text(chm_st_dtype_name(t->dtype)));
+        put(tensor, "name", chm_json_text(t->name));
+        put(tensor, "dtype", chm_json_text(chm_st_dtype_name(t->dtype)));
         put(tensor, "shape", shape_json(t->shape, t->rank));
         put(tensor, "offset", json_integer((json_int_t)(t->data - (item->expert ? r->experts.map.data : r->start))));
         put(tensor, "bytes", json_integer((json_int_t)t->bytes));
-        put(tensor, "hash", text(hash_of(r, item, i)));
+        put(tensor, "hash", chm_json_text(item->hash[i]));
         json_array_append_new(tensors, tensor);
     }
     put(o, "tensors", tensors);
@@ -391,22 +382,21 @@ static json_t *item_json(const struct report *r, const struct item *item) {
 }
 
 static int print_json(const struct report *r, FILE *out) {
-    int status = CHM_OK;
     int64_t weights;
     uint64_t bytes;
     totals(r, PARTS, &weights, &bytes);
     chm_json_begin();
     json_t *root = json_object(), *parts = json_array(), *items = json_array();
     put(root, "schema_version", json_integer(1));
-    put(root, "path", text(r->path));
-    put(root, "format", text(r->ours ? CHM_B158_FORMAT : "safetensors"));
-    put(root, "format_version", r->ours ? text(CHM_B158_VERSION) : json_null());
+    put(root, "path", chm_json_text(r->path));
+    put(root, "format", chm_json_text(r->ours ? CHM_B158_FORMAT : "safetensors"));
+    put(root, "format_version", r->ours ? chm_json_text(CHM_B158_VERSION) : json_null());
     put(root, "file_bytes", json_integer((json_int_t)r->bytes));
-    put(root, "experts", r->experts.file ? text(r->experts.path) : json_null());
+    put(root, "experts", r->experts.file ? chm_json_text(r->experts.path) : json_null());
     put(root, "experts_bytes", r->experts.file ? json_integer((json_int_t)r->experts.map.size) : json_null());
     put(root, "verified", json_boolean(r->verified));
     put(root, "opens", r->model || r->problem ? json_boolean(r->model != NULL) : json_null());
-    put(root, "problem", text(r->problem));
+    put(root, "problem", chm_json_text(r->problem));
     put(root, "total", total_json(NULL, weights, bytes));
     if (r->model) {
         const chm_model_config *c = r->model->config;
@@ -416,8 +406,8 @@ static int print_json(const struct report *r, FILE *out) {
         put(card, "heads", json_integer(c->heads));
         put(card, "head_dim", json_integer(c->head_dim));
         put(card, "vocab", json_integer(c->vocab));
-        put(card, "tokenizer", text(c->tokenizer));
-        for (int64_t i = 0; i < c->layers; i++) json_array_append_new(layers, text(c->mixer[i]));
+        put(card, "tokenizer", chm_json_text(c->tokenizer));
+        for (int64_t i = 0; i < c->layers; i++) json_array_append_new(layers, chm_json_text(c->mixer[i]));
         put(card, "layers", layers);
         put(root, "card", card);
     }
@@ -425,7 +415,7 @@ static int print_json(const struct report *r, FILE *out) {
     for (int i = 0; i < r->file->metas; i++) {
         const char *key = r->file->meta_key[i];
         if (r->ours && (!strcmp(key, "card") || !strncmp(key, "hash.", 5) || !strncmp(key, "encoding.", 9))) continue;
-        put(metadata, key, text(r->file->meta_value[i]));
+        put(metadata, key, chm_json_text(r->file->meta_value[i]));
     }
     put(root, "metadata", metadata);
     for (int part = 0; part < PARTS; part++) {
@@ -435,13 +425,7 @@ static int print_json(const struct report *r, FILE *out) {
     put(root, "parts", parts);
     for (int i = 0; i < r->items; i++) json_array_append_new(items, item_json(r, &r->item[i]));
     put(root, r->ours ? "parameters" : "tensors", items);
-    if (chm_json_starved() || json_dumpf(root, out, JSON_INDENT(2) | JSON_ENSURE_ASCII))
-        status = chm_json_starved() ? chm_fail(CHM_E_MEMORY, "%s: out of memory making the report", r->path)
-                                    : chm_fail(CHM_E_DATA, "%s: the report cannot be written", r->path);
-    else
-        fputc('\n', out);
-    json_decref(root);
-    return status;
+    return chm_json_print(root, r->path, out);
 }
 
 /* ---- the report ---- */
@@ -482,6 +466,7 @@ int chm_report_inspect(const char *path, const chm_registry *registry, bool veri
     } else {
         status = read_plain(&r);
     }
+    if (!status) status = find_hashes(&r);
     if (status) goto out;
     switch (format) {
     case CHM_OUTPUT_JSON:

@@ -3,25 +3,11 @@
 #include <errno.h>
 #include <string.h>
 
-/* Bytes of the UTF-8 character at s, 0 when there is none. */
-static int utf8_length(const unsigned char *s) {
-    if (s[0] < 0x80) return 1;
-    const int n = s[0] >= 0xc2 && s[0] < 0xe0   ? 2
-                  : s[0] >= 0xe0 && s[0] < 0xf0 ? 3
-                  : s[0] >= 0xf0 && s[0] < 0xf5 ? 4
-                                                : 0;
-    for (int i = 1; i < n; i++)
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    if (n == 3 && ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] >= 0xa0))) return 0;
-    if (n == 4 && ((s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] >= 0x90))) return 0;
-    return n;
-}
-
 void chm_json_string(FILE *out, const char *text) {
     const unsigned char *s = (const unsigned char *)text;
     putc('"', out);
     while (*s) {
-        const int n = utf8_length(s);
+        const int n = chm_utf8_length((const char *)s);
         if (n == 0) {
             fputs("\\ufffd", out);
             s++;

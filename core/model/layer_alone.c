@@ -1,13 +1,15 @@
 /* layer_alone.c: a layer plugin without a model around it. */
 #include "model/layer_alone.h"
+#include "base/json.h"
 #include "model/stream.h"
 #include <string.h>
 
 /* Values of metadata are text: numbers and booleans go into the card bare, the rest as a string. */
 static void add_value(chm_string *s, const char *key, const char *text) {
-    const size_t n = strlen(text);
-    const bool bare = n > 0 && (!strcmp(text, "true") || !strcmp(text, "false") ||
-                                (strspn(text, "0123456789.eE+-") == n && text[0] != '+' && text[0] != '.'));
+    json_t *value = chm_json_load(text, strlen(text), NULL);
+    const bool bare = json_is_number(value) || json_is_boolean(value);
+    if (!value && chm_json_starved()) s->failed = true;
+    json_decref(value);
     chm_string_add(s, ", \"%s\": %s", key, bare ? text : "\"");
     if (bare) return;
     for (const char *c = text; *c; c++)

@@ -159,6 +159,39 @@ static int check_names(const struct layer_run *run) {
     return CHM_OK;
 }
 
+/* Names what of the metadata nothing reads. Notes may stand there, so it is no error; a misspelt key would otherwise
+ * pass for one. */
+static int name_unread(const struct layer_run *run, const struct chm_plugin *plugin) {
+    enum { SHOWN = 20 };
+    static const char *const others[] = {"hidden_size", "intermediate_size", "num_heads", "head_dim", "rms_norm_eps",
+                                         "rms_norm_before_every_linear", "group_size", "position",
+                                         /* what this command writes, and other writers of such files */
+                                         "plugin", "mode", "quantization.method", "format"};
+    const size_t count = CHM_ARRAY_COUNT(others) + plugin->option_count;
+    chm_string unread = {0};
+    int unknown = 0;
+    const char **known = chm_alloc((count + 1) * sizeof *known);
+    if (!known) return CHM_E_MEMORY;
+    for (uint32_t i = 0; i < plugin->option_count; i++) known[i] = plugin->options[i].name;
+    memcpy(known + plugin->option_count, others, sizeof others);
+    for (int i = 0; i < run->file->metas; i++) {
+        const char *key = run->file->meta_key[i];
+        size_t k = 0;
+        while (k < count && strcmp(known[k], key) != 0) k++;
+        if (k < count || unknown++ >= SHOWN) continue;
+        const char *nearest = chm_nearest(key, known);
+        chm_string_add(&unread, "%s'%s'", unknown > 1 ? ", " : "", chm_quote(key).text);
+        if (nearest) chm_string_add(&unread, " (did you mean '%s'?)", nearest);
+    }
+    if (unknown > SHOWN) chm_string_add(&unread, " and %d more", unknown - SHOWN);
+    if (unknown > 0 && !unread.failed)
+        chm_log(CHM_LOG_WARN, "%s: metadata that is not read: %s", run->path, unread.text);
+    const int status = unread.failed ? CHM_E_MEMORY : CHM_OK;
+    chm_string_finish(&unread);
+    chm_free(known);
+    return status;
+}
+
 static int read_matrix(struct layer_run *run, const char *name, const int64_t *shape, const chm_st_tensor **tensor,
                        float **values) {
     const chm_st_tensor *t = *tensor = chm_safetensors_find(run->file, name);
@@ -182,6 +215,7 @@ static int read_file(struct layer_run *run, const chm_runtime *r) {
     if (run->rows > INT32_MAX) return chm_fail(CHM_E_DATA, "%s: more than %d rows", run->path, INT32_MAX);
     status = chm_layer_alone_open(&run->layer, r, run->options, run->file, run->x->shape[1], 0, false);
     if (!status) status = check_names(run);
+    if (!status) status = name_unread(run, run->layer.layer->plugin);
     if (!status) status = read_matrix(run, "dy", run->x->shape, &run->dy, &run->dy_values);
     const chm_layer_alone *l = &run->layer;
     for (int i = 0; i < l->params && !status; i++) status = read_param(run, l->param[i]);
@@ -312,6 +346,9 @@ int chm_layer_run(chm_runtime *r, const chm_layer_options *options) {
                           sizeof *options);
     else if (!options->in || !options->out)
         status = chm_fail(CHM_E_CONFIG, "a layer reads one safetensors file and writes another: both names are needed");
+    else if (chm_same_file(options->in, options->out))
+        status = chm_fail(CHM_E_CONFIG, "%s: the result would replace the file that is read; give it another name",
+                          options->out);
     if (!status) status = read_file(&run, r);
     if (status) goto out;
     const chm_model *m = run.layer.model;

@@ -65,7 +65,7 @@ int32_t chm_end_of_text(const chm_model *m) {
 
 int64_t chm_encode(const chm_model *m, const void *text, size_t bytes, int32_t *ids, size_t cap) {
     const int64_t n = m->tokenizer->ops->encode(m->tokenizer->self, text, bytes, ids, cap);
-    if (n < 0) chm_fail_prefix(CHM_E_DATA, "tokenizer '%s': %zu bytes", m->tokenizer->plugin->name, bytes);
+    if (n < 0) chm_fail_prefix(chm_failed(CHM_E_DATA), "tokenizer '%s': %zu bytes", m->tokenizer->plugin->name, bytes);
     return n;
 }
 

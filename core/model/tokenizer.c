@@ -401,7 +401,7 @@ static int encode_piece(struct encoder *e, const uint8_t *text, size_t n) {
         if ((e->ids = chm_alloc(e->room * sizeof *e->ids)) == NULL) return CHM_E_MEMORY;
         count = e->t->ops->encode(e->t->self, text, n, e->ids, e->room);
     }
-    if (count < 0) return chm_fail_prefix(CHM_E_DATA, "%s", e->name);
+    if (count < 0) return chm_fail_prefix(chm_failed(CHM_E_DATA), "%s", e->name);
     return count > 0 && e->emit(e->user, e->ids, count) != 0 ? CHM_E_INTERRUPTED : CHM_OK;
 }
 
@@ -541,12 +541,6 @@ static int measure(const chm_tokenizer *t, struct measured *m) {
 
 static double ratio(const struct measured *m) { return m->tokens ? (double)m->bytes / (double)m->tokens : 0; }
 
-static json_t *text_json(const char *s) {
-    if (s == NULL) return json_null();
-    json_t *json = json_string(s);
-    return json ? json : json_string(chm_quote(s).text); /* a name need not be UTF-8 */
-}
-
 static const char *special_name(const chm_tokenizer *t, int32_t id) {
     return t->ops->special != NULL && id >= 0 ? t->ops->special(t->self, id) : NULL;
 }
@@ -564,16 +558,15 @@ static int show_json(const chm_tokenizer *t, const struct measured *m, uint32_t 
     char hash[24];
     const uint64_t properties = t->ops->properties ? t->ops->properties(t->self) : 0;
     const bool lossless = t->ops->splits_anywhere || (properties & CHM_TOKENIZER_LOSSLESS);
-    int status = CHM_OK;
     snprintf(hash, sizeof hash, "%016" PRIx64, t->hash);
     chm_json_begin();
     json_t *root = json_object(), *specials = json_array(), *data = json_array();
     json_object_set_new(root, "schema_version", json_integer(1));
-    json_object_set_new(root, "tokenizer", text_json(t->plugin->name));
-    json_object_set_new(root, "version", text_json(t->plugin->version));
-    json_object_set_new(root, "file", text_json(t->name));
+    json_object_set_new(root, "tokenizer", chm_json_text(t->plugin->name));
+    json_object_set_new(root, "version", chm_json_text(t->plugin->version));
+    json_object_set_new(root, "file", chm_json_text(t->name));
     json_object_set_new(root, "file_bytes", json_integer((json_int_t)t->file_bytes));
-    json_object_set_new(root, "hash", text_json(hash));
+    json_object_set_new(root, "hash", chm_json_text(hash));
     json_object_set_new(root, "vocab_size", json_integer(t->ops->vocab_size(t->self)));
     json_object_set_new(root, "end_of_text", json_integer(t->ops->end_of_text(t->self)));
     json_object_set_new(root, "padding", json_integer(padding_of(t)));
@@ -581,25 +574,20 @@ static int show_json(const chm_tokenizer *t, const struct measured *m, uint32_t 
     for (size_t i = 0; i < t->specials; i++) {
         json_t *one = json_object();
         json_object_set_new(one, "id", json_integer(t->special[i].id));
-        json_object_set_new(one, "text", text_json(t->special[i].text));
+        json_object_set_new(one, "text", chm_json_text(t->special[i].text));
         json_array_append_new(specials, one);
     }
     json_object_set_new(root, "specials", specials);
     for (uint32_t i = 0; i < count; i++) {
         json_t *one = json_object();
-        json_object_set_new(one, "file", text_json(m[i].path));
+        json_object_set_new(one, "file", chm_json_text(m[i].path));
         json_object_set_new(one, "bytes", json_integer(m[i].bytes));
         json_object_set_new(one, "tokens", json_integer(m[i].tokens));
         json_object_set_new(one, "bytes_per_token", json_real(ratio(&m[i])));
         json_array_append_new(data, one);
     }
     json_object_set_new(root, "data", data);
-    if (chm_json_starved() || json_dumpf(root, out, JSON_INDENT(2) | JSON_ENSURE_ASCII))
-        status = chm_fail(chm_json_starved() ? CHM_E_MEMORY : CHM_E_DATA, "the report cannot be written");
-    else
-        fputc('\n', out);
-    json_decref(root);
-    return status;
+    return chm_json_print(root, t->name ? t->name : t->plugin->name, out);
 }
 
 static int show_text(const chm_tokenizer *t, const struct measured *m, uint32_t count, chm_output format, FILE *out) {

@@ -208,8 +208,7 @@ static char *take_item(const char **at, bool in_list, bool *quoted, bool *memory
             if (*end == '\\' && end[1]) end++;
         if (*end != '"') return NULL;
         end++;
-        chm_json_begin();
-        json_t *json = json_loadb(c, (size_t)(end - c), JSON_DECODE_ANY, NULL);
+        json_t *json = chm_json_load(c, (size_t)(end - c), NULL);
         const char *value = json_string_value(json);
         *memory = !json && chm_json_starved();
         if (value) {

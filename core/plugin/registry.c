@@ -140,8 +140,9 @@ static int check_options(const struct chm_plugin *p) {
                             o->type == CHM_OPT_INT_LIST || o->type == CHM_OPT_FLOAT_LIST ||
                             o->type == CHM_OPT_STRING_LIST;
         if (!o->def && !may_be_empty) return chm_fail(CHM_E_PLUGIN, "option '%s' has no default", o->name);
-        if (o->def && chm_option_parse(o, o->def, NULL, NULL))
-            return chm_fail_prefix(CHM_E_PLUGIN, "the default of an option is wrong");
+        const int status = o->def ? chm_option_parse(o, o->def, NULL, NULL) : CHM_OK;
+        if (status == CHM_E_MEMORY) return status;
+        if (status) return chm_fail_prefix(CHM_E_PLUGIN, "the default of an option is wrong");
     }
     return CHM_OK;
 }
@@ -300,6 +301,11 @@ static struct chm_plugin_file *add_entry(chm_registry *r, const char *directory,
     return f;
 }
 
+/* The system's reason as a sentence. Memory that ran out is no reason to go on without a plugin. */
+static int refused_by_system(const char *what) {
+    return chm_fail(errno == ENOMEM ? CHM_E_MEMORY : CHM_E_PLUGIN, "%s: %s", what, strerror(errno));
+}
+
 /* Keeps chm_error() as the reason. */
 static int refuse(struct chm_plugin_file *f) {
     f->refused = chm_strdup(chm_error());
@@ -316,7 +322,7 @@ static int check_file(const chm_registry *r, const char *path, enum chm_kind kin
     struct stat st;
     struct chm_plugin p;
     chm_map map;
-    if (stat(path, &st)) return chm_fail(CHM_E_PLUGIN, "cannot stat: %s", strerror(errno));
+    if (stat(path, &st)) return refused_by_system("cannot stat");
     if (!S_ISREG(st.st_mode)) return chm_fail(CHM_E_PLUGIN, "not a regular file");
     if (st.st_mode & S_IWOTH) return chm_fail(CHM_E_PLUGIN, "everybody may write this file: chmod o-w it");
     int status = chm_map_open(&map, path);
@@ -336,11 +342,14 @@ static int try_file(chm_registry *r, const char *directory, const char *name, co
     int status = check_file(r, f->path, kind);
     if (status) return status == CHM_E_MEMORY ? status : refuse(f);
 
+    errno = 0;
     f->handle = dlopen(f->path, RTLD_NOW | RTLD_LOCAL);
     if (!f->handle) {
+        bool memory = errno == ENOMEM;
         const char *why = dlerror();
+        memory = memory || (why && (strstr(why, strerror(ENOMEM)) || strstr(why, "out of memory")));
         chm_fail(CHM_E_PLUGIN, "cannot be loaded: %s", why ? why : "no reason given");
-        return refuse(f);
+        return memory ? chm_fail_prefix(CHM_E_MEMORY, "%s", f->path) : refuse(f);
     }
     const struct chm_plugin *p = dlsym(f->handle, "chimera_plugin");
     if (!p) {
@@ -352,6 +361,7 @@ static int try_file(chm_registry *r, const char *directory, const char *name, co
         f->plugin = p;
         return CHM_OK;
     }
+    if (status == CHM_E_MEMORY) return status;
     /* The sentence may quote the plugin's own text: copied before the plugin goes. */
     status = refuse(f);
     dlclose(f->handle);
@@ -421,8 +431,8 @@ static int search_directory(chm_registry *r, const char *path, const char *origi
     }
     n = scandir(path, &list, plugin_names, by_bytes);
     if (n < 0) {
-        chm_fail(CHM_E_PLUGIN, "cannot be read: %s", strerror(errno));
-        return refuse(f);
+        status = refused_by_system("cannot be read");
+        return status == CHM_E_MEMORY ? chm_fail_prefix(status, "%s", path) : refuse(f);
     }
     for (int i = 0; i < n && !status; i++) status = try_file(r, path, list[i]->d_name, origin, kind);
     for (int i = 0; i < n; i++) free(list[i]);
@@ -430,6 +440,7 @@ static int search_directory(chm_registry *r, const char *path, const char *origi
     if (status || kind) return status;
 
     n = scandir(path, &list, folder_names, by_bytes);
+    if (n < 0 && errno == ENOMEM) return chm_fail_prefix(refused_by_system("cannot be read"), "%s", path);
     for (int i = 0; i < n && !status; i++) {
         directory = chm_format("%s%s%s", path, path[strlen(path) - 1] == '/' ? "" : "/", list[i]->d_name);
         status = directory ? search_directory(r, directory, origin, kind_of_folder(list[i]->d_name)) : CHM_E_MEMORY;

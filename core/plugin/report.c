@@ -1,37 +1,13 @@
 /* report.c: `chimera plugins list`, `chimera plugins show` and `chimera doctor`. */
 #include "plugin/report.h"
+#include "base/json.h"
 #include "base/table.h"
 #include "plugin/search.h"
 
-#include <jansson.h>
 #include <string.h>
 
-static int print_json(json_t *json, FILE *out) {
-    int status = CHM_OK;
-    if (!json || json_dumpf(json, out, JSON_INDENT(2) | JSON_ENSURE_ASCII))
-        status = chm_fail(CHM_E_MEMORY, "cannot print JSON: out of memory, or the output cannot be written");
-    else
-        fputc('\n', out);
-    json_decref(json);
-    return status;
-}
-
-/* Text that need not be UTF-8 (paths): bytes that are not become '?'. */
-static json_t *text_or_null(const char *s) {
-    if (!s) return json_null();
-    json_t *json = json_string(s);
-    if (json) return json;
-    char *copy = chm_strdup(s);
-    if (!copy) return NULL;
-    for (char *c = copy; *c; c++)
-        if (*c & 0x80) *c = '?';
-    json = json_string(copy);
-    chm_free(copy);
-    return json;
-}
-
 static void put(json_t *object, const char *key, const char *value) {
-    json_object_set_new(object, key, text_or_null(value));
+    json_object_set_new(object, key, chm_json_text(value));
 }
 
 static json_t *words(const char *text) {
@@ -80,6 +56,7 @@ enum chm_kind chm_kind_parse(const char *name) {
 int chm_report_plugins(const chm_registry *r, enum chm_kind kind, FILE *out, chm_output format) {
     const struct chm_plugin *p;
     if (format == CHM_OUTPUT_JSON) {
+        chm_json_begin();
         json_t *plugins = json_array();
         for (size_t i = 0; (p = chm_registry_at(r, kind, i)); i++) {
             json_t *one = json_object();
@@ -90,7 +67,7 @@ int chm_report_plugins(const chm_registry *r, enum chm_kind kind, FILE *out, chm
             put(one, "path", chm_registry_path(r, p));
             json_array_append_new(plugins, one);
         }
-        return print_json(json_pack("{s:i, s:o}", "schema_version", 1, "plugins", plugins), out);
+        return chm_json_print(json_pack("{s:i, s:o}", "schema_version", 1, "plugins", plugins), "the plugins", out);
     }
     chm_table t;
     chm_table_init(&t);
@@ -237,10 +214,11 @@ int chm_report_plugin(const chm_registry *r, const char *name, FILE *out, chm_ou
     const struct chm_plugin *p;
     size_t found = 0;
     int status = CHM_OK;
+    chm_json_begin();
     json_t *plugins = format == CHM_OUTPUT_JSON ? json_array() : NULL;
     for (size_t i = 0; (p = chm_registry_at(r, 0, i)) && !status; i++) {
         if (!answers_to(p, name)) continue;
-        if (plugins) {
+        if (format == CHM_OUTPUT_JSON) {
             json_array_append_new(plugins, plugin_json(r, p));
         } else {
             if (found) fputc('\n', out);
@@ -253,7 +231,8 @@ int chm_report_plugin(const chm_registry *r, const char *name, FILE *out, chm_ou
         chm_registry_find(r, 0, name); /* for its sentence */
         return CHM_E_PLUGIN;
     }
-    if (plugins) return print_json(json_pack("{s:i, s:o}", "schema_version", 1, "plugins", plugins), out);
+    if (format == CHM_OUTPUT_JSON)
+        return chm_json_print(json_pack("{s:i, s:o}", "schema_version", 1, "plugins", plugins), name, out);
     return status;
 }
 
@@ -283,6 +262,7 @@ struct cards {
 static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, const char *problem,
                        const struct cards *cards, const char *environment, FILE *out) {
     char line[1024];
+    chm_json_begin();
     json_t *variables = json_array();
     json_t *report = json_object(), *paths = json_array(), *files = json_array(), *kernels = json_array();
     json_object_set_new(report, "schema_version", json_integer(1));
@@ -326,16 +306,16 @@ static int doctor_json(const chm_registry *r, const chm_kernel_choice *choice, c
         json_array_append_new(missing, one);
     }
     json_object_set_new(report, "not_built", missing);
-    while (next_line(&environment, line, sizeof line)) json_array_append_new(variables, text_or_null(line));
+    while (next_line(&environment, line, sizeof line)) json_array_append_new(variables, chm_json_text(line));
     json_object_set_new(report, "environment", variables);
     json_object_set_new(report, "paths", paths);
     json_object_set_new(report, "files", files);
     json_object_set_new(
         report, "cards",
-        json_pack("{s:o, s:o}", "directory", text_or_null(cards->directory), "names", words(cards->names.text)));
+        json_pack("{s:o, s:o}", "directory", chm_json_text(cards->directory), "names", words(cards->names.text)));
     json_object_set_new(report, "kernels", kernels);
     put(report, "problem", problem);
-    return print_json(report, out);
+    return chm_json_print(report, "chimera doctor", out);
 }
 
 /* The entries that are directories, or those that are files, as a table. */

@@ -4,6 +4,8 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,12 +16,12 @@ static const char *below(const char *path, const char *directory) {
     return strncmp(path, directory, n) == 0 && path[n] == '/' ? path + n + 1 : NULL;
 }
 
-/* The file this code was loaded from; free() it. A library is known by its whole path; the main program by argv[0],
- * which may be anything. */
-static char *own_file(void) {
+/* The file this code was loaded from. A library is known by its whole path; the main program by argv[0], which may be
+ * anything. */
+static bool own_file(char self[PATH_MAX]) {
     Dl_info info;
-    if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return NULL;
-    return realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", NULL);
+    if (!dladdr((const void *)(uintptr_t)&chm_build_tree_plugins, &info) || !info.dli_fname) return false;
+    return realpath(info.dli_fname[0] == '/' ? info.dli_fname : "/proc/self/exe", self) != NULL;
 }
 
 /*
@@ -28,20 +30,13 @@ static char *own_file(void) {
  * directory (DESTDIR, a prefix of its own) is deeper or beside the installed plugins, and does not count.
  */
 const char *chm_build_tree_plugins(void) {
-    const char *found = NULL;
-    char *self = own_file(), *root = realpath(CHM_BUILD_ROOT, NULL);
-    char *installed = realpath(CHM_INSTALLED_PLUGINS "/../..", NULL);
-    if (!self || !root) goto out;
+    char self[PATH_MAX], root[PATH_MAX], installed[PATH_MAX];
+    if (!own_file(self) || !realpath(CHM_BUILD_ROOT, root)) return NULL;
     const char *rest = below(self, root);
-    if (!rest || (installed && below(self, installed))) goto out;
+    if (!rest || (realpath(CHM_INSTALLED_PLUGINS "/../..", installed) && below(self, installed))) return NULL;
     int folders = 0;
     for (const char *c = rest; *c; c++) folders += *c == '/';
-    if (folders <= 2) found = CHM_BUILD_PLUGINS;
-out:
-    free(installed);
-    free(root);
-    free(self);
-    return found;
+    return folders <= 2 ? CHM_BUILD_PLUGINS : NULL;
 }
 
 /*
@@ -50,14 +45,12 @@ out:
  * program, a libdir outside of the prefix) gets `configured`.
  */
 static char *in_prefix(const char *below, const char *configured) {
-    char *self = own_file(), *end = self ? strrchr(self, '/') : NULL, *found = NULL;
+    char self[PATH_MAX];
+    char *end = own_file(self) ? strrchr(self, '/') : NULL;
     const size_t n = strlen("/" CHM_LIBDIR);
     if (end && (size_t)(end - self) >= n && strncmp(end - n, "/" CHM_LIBDIR, n) == 0 && below[0] != '/')
-        found = chm_format("%.*s/%s", (int)(end - n - self), self, below);
-    else
-        found = chm_strdup(configured);
-    free(self);
-    return found;
+        return chm_format("%.*s/%s", (int)(end - n - self), self, below);
+    return chm_strdup(configured);
 }
 
 char *chm_installed_plugins(void) { return in_prefix(CHM_LIBDIR "/chimera/plugins", CHM_INSTALLED_PLUGINS); }
@@ -81,5 +74,10 @@ char *chm_shipped_cards(chm_string *names) {
         free(list[i]);
     }
     free(list);
+    if (directory && ((n < 0 && errno == ENOMEM) || names->failed)) {
+        chm_fail(CHM_E_MEMORY, "out of memory for the names of cards");
+        chm_free(directory);
+        directory = NULL;
+    }
     return directory;
 }

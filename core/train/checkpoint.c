@@ -1,10 +1,10 @@
 /* checkpoint.c: everything a run needs to go on, in one safetensors file written atomically. */
+#include "base/json.h"
 #include "train/trainer.h"
 #include "model/b158.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +169,8 @@ static char *dump(const json_t *value) {
     return json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(10));
 }
 
-/* The first place where two cards differ, as "a.b[1]: the run has X, the card now Y". Returns whether one was found. */
+/* The first place where two cards differ, as "a.b[1]: the run has X, the card now Y". Returns whether one was found, or
+ * memory ran out (out->failed). */
 static bool first_difference(const char *path, const json_t *then, const json_t *now, chm_string *out) {
     if (json_is_object(then) && json_is_object(now)) {
         const char *key;
@@ -178,7 +179,7 @@ static bool first_difference(const char *path, const json_t *then, const json_t 
             json_object_foreach((json_t *)(side ? now : then), key, value) {
                 if (side && json_object_get(then, key) != NULL) continue;
                 char *inner = chm_format("%s%s%s", path, *path ? "." : "", key);
-                if (inner == NULL) return false;
+                if (inner == NULL) return out->failed = true;
                 const json_t *other = json_object_get(side ? then : now, key);
                 const bool found =
                     side ? first_difference(inner, other, value, out) : first_difference(inner, value, other, out);
@@ -191,7 +192,7 @@ static bool first_difference(const char *path, const json_t *then, const json_t 
     if (json_is_array(then) && json_is_array(now) && json_array_size(then) == json_array_size(now)) {
         for (size_t i = 0; i < json_array_size(then); i++) {
             char *inner = chm_format("%s[%zu]", path, i);
-            if (inner == NULL) return false;
+            if (inner == NULL) return out->failed = true;
             const bool found = first_difference(inner, json_array_get(then, i), json_array_get(now, i), out);
             chm_free(inner);
             if (found) return true;
@@ -201,20 +202,25 @@ static bool first_difference(const char *path, const json_t *then, const json_t 
     if (then != NULL && now != NULL && json_equal((json_t *)then, (json_t *)now)) return false;
     char *a = then ? dump(then) : NULL, *b = now ? dump(now) : NULL;
     chm_string_add(out, "%s: the run has %.80s, the card now %.80s", path, a ? a : "nothing", b ? b : "nothing");
-    free(a);
-    free(b);
+    chm_free(a);
+    chm_free(b);
     return true;
 }
 
 static int compare_cards(const chm_trainer *t, const char *then) {
     if (then != NULL && strcmp(then, t->card) == 0) return CHM_OK;
     chm_string what = {0};
-    json_t *a = then ? json_loads(then, JSON_DECODE_ANY, NULL) : NULL, *b = json_loads(t->card, JSON_DECODE_ANY, NULL);
+    json_t *a = then ? chm_json_load(then, strlen(then), NULL) : NULL;
+    bool starved = then && chm_json_starved();
+    json_t *b = chm_json_load(t->card, strlen(t->card), NULL);
     if (a == NULL || b == NULL || !first_difference("", a, b, &what)) chm_string_add(&what, "the card differs");
-    const int status = chm_fail(CHM_E_CONFIG,
-                                "%s: cannot resume with another card: %s; give the card and settings the run was begun "
-                                "with, or another --out",
-                                t->checkpoint_path, what.text ? what.text : "the card differs");
+    starved = starved || chm_json_starved() || what.failed;
+    const int status =
+        starved ? chm_fail(CHM_E_MEMORY, "%s: out of memory while its card is compared", t->checkpoint_path)
+                : chm_fail(CHM_E_CONFIG,
+                           "%s: cannot resume with another card: %s; give the card and settings the run was begun "
+                           "with, or another --out",
+                           t->checkpoint_path, what.text);
     json_decref(a);
     json_decref(b);
     chm_string_finish(&what);

@@ -107,7 +107,7 @@ static int tokenise(chm_text *t) {
         t->token_capacity = (size_t)count;
         count = t->ops->encode(t->self, t->buffer, n, t->token, t->token_capacity);
     }
-    if (count < 0) return chm_fail_prefix(CHM_E_DATA, "%s", t->path);
+    if (count < 0) return chm_fail_prefix(chm_failed(CHM_E_DATA), "%s", t->path);
     t->tokens = count;
     t->next = 0;
     t->token_bytes = (int64_t)n;
@@ -178,7 +178,7 @@ int chm_corpus_load(chm_corpus *c, const char *const *files, uint32_t count, con
             }
             const int64_t n = chm_text_take(&text, c->token + c->tokens, TEXT_PIECE);
             if (n < 0) {
-                status = CHM_E_DATA;
+                status = chm_failed(CHM_E_DATA);
                 goto out;
             }
             if (n == 0) break;

@@ -35,10 +35,10 @@ static int score_file(const chm_score_request *q, chm_context *context, chm_stre
     chm_stream_reset(stream);
     /* the token that is read next; its successors are predicted */
     int64_t got = chm_text_take(text, token, 1);
-    if (got < 0) return CHM_E_DATA;
+    if (got < 0) return chm_failed(CHM_E_DATA);
     for (int64_t at = 0; got > 0;) {
         const int64_t n = chm_text_take(text, token + 1, split);
-        if (n < 0) return CHM_E_DATA;
+        if (n < 0) return chm_failed(CHM_E_DATA);
         if (n == 0) break;
         for (int64_t r = 0; r < n; r++) {
             parent[r] = r == 0 ? ~0 : (int32_t)(r - 1);

@@ -1,9 +1,9 @@
 /* log.c: what a run says: log.jsonl, and the messages and numbers handed to the caller. */
+#include "base/json.h"
 #include "model/loop.h"
 #include "train/trainer.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,6 +90,7 @@ static int write_header(chm_trainer *t) {
     snprintf(card, sizeof card, "%016llx", (unsigned long long)t->card_hash);
     snprintf(data, sizeof data, "%016llx", (unsigned long long)t->corpus.hash);
     const int64_t per_step = t->batch.streams * t->batch.rows;
+    chm_json_begin();
     json_t *header = json_pack(
         "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event", "start",
         "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
@@ -102,10 +103,22 @@ static int write_header(chm_trainer *t) {
     chm_text_free(kernels);
     if (text == NULL) return chm_fail(CHM_E_MEMORY, "out of memory for the header of %s", t->log_path);
     chm_string_add(&line, "%s", text);
-    free(text);
+    chm_free(text);
     status = chm_train_log_line(t, &line);
     chm_string_finish(&line);
     return status;
+}
+
+/* The bytes of a file up to its last newline: what a cut left of a line is no line. 0 when it cannot be read. */
+static int64_t whole_lines(const char *path) {
+    int64_t bytes = 0, whole = 0;
+    FILE *f = fopen(path, "rbe");
+    for (int c; f != NULL && (c = getc(f)) != EOF;) {
+        bytes++;
+        if (c == '\n') whole = bytes;
+    }
+    if (f != NULL) fclose(f);
+    return whole;
 }
 
 int chm_train_log_open(chm_trainer *t, bool resume) {
@@ -117,12 +130,13 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
         if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
         return write_header(t);
     }
-    if (stat(t->log_path, &st) != 0 || st.st_size < t->run.log_bytes) {
+    const bool there = stat(t->log_path, &st) == 0;
+    if (!there || st.st_size < t->run.log_bytes) {
         chm_train_message(t, "%s is missing or shorter than the checkpoint knows it; going on at its end", t->log_path);
-        t->run.log_bytes = stat(t->log_path, &st) == 0 ? (int64_t)st.st_size : 0;
-    } else if (truncate(t->log_path, (off_t)t->run.log_bytes) != 0) {
-        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
+        t->run.log_bytes = whole_lines(t->log_path);
     }
+    if (there && truncate(t->log_path, (off_t)t->run.log_bytes) != 0)
+        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
     t->log = fopen(t->log_path, "abe");
     if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
     begin_line(t, &line, "resume");

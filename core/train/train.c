@@ -1,6 +1,7 @@
 /* train.c: chm_train(): a run from its card to its packed model. */
 #include "train/trainer.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -137,9 +138,32 @@ static int name_files(chm_trainer *t) {
     t->model_path = chm_format("%s/model.b158", out);
     t->card_path = chm_format("%s/card.json", out);
     t->lock_path = chm_format("%s/lock", out);
+    if (t->tokenizer.file != NULL) {
+        const char *name = chm_card_model(t->model->card)->tokenizer_file, *last = strrchr(name, '/');
+        if ((t->tokenizer_path = chm_format("%s/%s", out, last ? last + 1 : name)) == NULL) return CHM_E_MEMORY;
+    }
     if (t->lock_path == NULL || t->log_path == NULL || t->checkpoint_path == NULL || t->model_path == NULL ||
         t->card_path == NULL)
         return CHM_E_MEMORY;
+    return CHM_OK;
+}
+
+/* What a new run writes in place of nothing that it reads. */
+static int check_replaced(const chm_trainer *t) {
+    const chm_train_options *o = t->options;
+    const struct {
+        const char *const *path;
+        uint32_t count;
+    } read[] = {{&o->card, 1},
+                {o->data, o->data_count},
+                {o->validation, o->validation_count},
+                {o->overlay ? o->overlay->ini : NULL, o->overlay ? o->overlay->ini_count : 0}};
+    for (size_t k = 0; k < CHM_ARRAY_COUNT(read); k++)
+        for (uint32_t i = 0; i < read[k].count; i++)
+            if (chm_same_file(t->card_path, read[k].path[i]) ||
+                (t->tokenizer_path != NULL && chm_same_file(t->tokenizer_path, read[k].path[i])))
+                return chm_fail(CHM_E_CONFIG, "%s: the run would replace it in %s, and it is read: name another --out",
+                                read[k].path[i], o->out);
     return CHM_OK;
 }
 
@@ -153,7 +177,7 @@ static int check_directory(const chm_trainer *t, bool *resume) {
         /* stopped before its first checkpoint it left its lock, and begins again */
         if (!checkpoint && !log && !exists(t->lock_path))
             return chm_fail(CHM_E_CONFIG, "%s: holds no run to resume; leave --resume out to begin one there", out);
-        return CHM_OK;
+        return *resume ? CHM_OK : check_replaced(t);
     }
     if (checkpoint || log || exists(t->model_path))
         return chm_fail(CHM_E_CONFIG, "%s: already holds a run (%s); go on with it by --resume, or name another --out",
@@ -161,7 +185,23 @@ static int check_directory(const chm_trainer *t, bool *resume) {
                         checkpoint ? "checkpoint.safetensors"
                         : log      ? "log.jsonl"
                                    : "model.b158");
-    return CHM_OK;
+    return check_replaced(t);
+}
+
+/* Files that a killed run was writing: nobody else has any, now that the directory is locked. */
+static void remove_unfinished(const chm_trainer *t) {
+    const char *const path[] = {t->checkpoint_path, t->model_path, t->card_path, t->tokenizer_path};
+    DIR *directory = opendir(t->options->out);
+    struct dirent *entry;
+    while (directory != NULL && (entry = readdir(directory)) != NULL)
+        for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++) {
+            const char *name = path[i] != NULL ? strrchr(path[i], '/') + 1 : NULL;
+            const size_t n = name != NULL ? strlen(name) : 0;
+            if (n == 0 || strncmp(entry->d_name, name, n) != 0 || strncmp(entry->d_name + n, ".tmp-", 5) != 0) continue;
+            if (entry->d_name[n + 5 + strspn(entry->d_name + n + 5, "0123456789")] == '\0')
+                unlinkat(dirfd(directory), entry->d_name, 0);
+        }
+    if (directory != NULL) closedir(directory);
 }
 
 static int lock_directory(chm_trainer *t) {
@@ -178,6 +218,7 @@ static int lock_directory(chm_trainer *t) {
                                 "another --out",
                                 t->options->out, path)
                      : chm_fail(CHM_E_DATA, "%s: cannot lock: %s", path, strerror(errno));
+    if (status == CHM_OK) remove_unfinished(t);
     return status;
 }
 
@@ -195,14 +236,8 @@ static int write_file(const char *path, const void *data, size_t bytes, const ch
 /* The card, and beside it the file of its tokenizer: together they are all that a run needs besides its data. */
 static int write_card(const chm_trainer *t) {
     const size_t n = strlen(t->card);
-    if (t->tokenizer.file != NULL) {
-        const char *name = chm_card_model(t->model->card)->tokenizer_file, *last = strrchr(name, '/');
-        char *path = chm_format("%s/%s", t->options->out, last ? last + 1 : name);
-        if (path == NULL) return CHM_E_MEMORY;
-        int status = CHM_OK;
-        if (!chm_same_file(path, t->tokenizer.name))
-            status = write_file(path, t->tokenizer.file, t->tokenizer.file_bytes, "");
-        chm_free(path);
+    if (t->tokenizer_path != NULL && !chm_same_file(t->tokenizer_path, t->tokenizer.name)) {
+        const int status = write_file(t->tokenizer_path, t->tokenizer.file, t->tokenizer.file_bytes, "");
         if (status != CHM_OK) return status;
     }
     return write_file(t->card_path, t->card, n, n > 0 && t->card[n - 1] != '\n' ? "\n" : "");
@@ -376,6 +411,8 @@ static int go_on(chm_trainer *t) {
                         "%s: this run was begun for %lld tokens, which its learning rates follow; resume it without "
                         "--tokens, or begin another --out",
                         t->options->out, (long long)(t->run.steps * t->batch.streams * t->batch.rows));
+    /* ended between its first checkpoint and its card */
+    if (!exists(t->card_path) && (status = write_card(t)) != CHM_OK) return status;
     t->resumed_seconds = t->run.seconds;
     chm_train_message(t, "resuming %s at step %lld of %s%lld", t->options->out, (long long)t->run.step,
                       t->run.settled ? "" : "about ", (long long)t->run.steps);
@@ -466,6 +503,7 @@ static void release(chm_trainer *t) {
     chm_free(t->model_path);
     chm_free(t->card_path);
     chm_free(t->lock_path);
+    chm_free(t->tokenizer_path);
 }
 
 int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result) {

@@ -75,6 +75,7 @@ typedef struct chm_trainer {
     chm_string metrics;  /* what its layers said of it: JSON, without the braces */
 
     char *log_path, *checkpoint_path, *model_path, *card_path, *lock_path;
+    char *tokenizer_path; /* of the run's copy; NULL: the tokenizer has no file */
     FILE *log;
     int lock;
 } chm_trainer;

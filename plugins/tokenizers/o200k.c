@@ -259,7 +259,8 @@ static int compile(struct o200k *t) {
                             &offset, context);
     pcre2_compile_context_free(context);
     if (t->code == NULL) {
-        if (error == PCRE2_ERROR_HEAP_FAILED) return CHM_E_MEMORY;
+        if (error == PCRE2_ERROR_HEAP_FAILED)
+            return t->host->fail(CHM_E_MEMORY, "out of memory while compiling a pattern");
         return t->host->fail(CHM_E_INTERNAL, "PCRE2 refuses the pattern at %zu (error %d)", offset, error);
     }
     t->jit = pcre2_jit_compile(t->code, PCRE2_JIT_COMPLETE) == 0; /* where there is none it is only slower */
@@ -472,7 +473,8 @@ static int64_t o200k_encode(const void *self, const uint8_t *text, size_t bytes,
         const size_t n = valid_end(text, bytes, at) - at;
         for (size_t i = 0; i < n && status == CHM_OK;) {
             const size_t end = piece_end(&m, run, n, i, false);
-            status = end == SIZE_MAX ? CHM_E_MEMORY : encode_piece(t, run + i, end - i, &out);
+            status = end == SIZE_MAX ? t->host->fail(CHM_E_MEMORY, "out of memory while splitting a text")
+                                     : encode_piece(t, run + i, end - i, &out);
             i = end;
         }
         at += n;

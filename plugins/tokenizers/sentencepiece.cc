@@ -7,7 +7,8 @@
  * mark it uses for a space, is spelled in byte pieces here.
  *
  * The library trusts its models with more than a file from elsewhere deserves, so `survey` walks the file first:
- * pieces, scores, and the normaliser's table, whose indices the library follows without looking.
+ * pieces, scores, and the normaliser's table, whose indices the library follows without looking. Memory that runs out
+ * inside the library is beyond us: its destructors may end the process on the way of the exception.
  */
 #include <chimera/plugin.h>
 
