@@ -122,7 +122,7 @@ bool sound_table(std::string_view table) {
     if (data[table.size() - 1] != 0) return false;
     for (uint64_t i = 0; i < nodes; i++) {
         const uint32_t unit = u32(data + 4 + 4 * i);
-        if (unit >> 31) continue; /* a value: never followed */
+        if (i > 0 && unit >> 31) continue; /* a value: never followed, but the root always is */
         const uint64_t base = i ^ ((uint64_t)(unit >> 10) << ((unit & 0x200) >> 6));
         if ((base | 0xff) >= nodes) return false;
         if ((unit >> 8 & 1) && (u32(data + 4 + 4 * base) & 0x7fffffff) >= texts) return false;

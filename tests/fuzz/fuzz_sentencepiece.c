@@ -85,7 +85,8 @@ static void add_field(chm_string *s, char tag, const void *data, size_t bytes) {
     chm_string_add_bytes(s, data, bytes);
 }
 
-static void by_hand(chm_string *seed) {
+/* damaged: its normaliser would jump out of its table at once */
+static void by_hand(chm_string *seed, bool damaged) {
     static const char *const pieces[] = {"<unk>", "<s>", "</s>", "t", "h", "e", "th", "the", "\xe2\x96\x81", "a"};
     chm_string s = {0};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(pieces); i++) {
@@ -100,6 +101,7 @@ static void by_hand(chm_string *seed) {
     table[1] = 8;                                                      /* 2048 bytes of nodes */
     table[4 + 2] = 4;                                                  /* the children of the first begin at 256 */
     for (int i = 0; i < 512; i++) table[4 + 4 * i + 0] = i ? 0xff : 0; /* a label that is not the byte asked for */
+    if (damaged) memcpy(table + 4, "\0\6\xfc\xff", 4);
     add_field(&s, 0x12, table, sizeof table);
     chm_string_add_bytes(&s, "\x18\1\x20\1\x28\1", 6);
     add_field(seed, 0x1a, s.text, s.length);
@@ -108,9 +110,9 @@ static void by_hand(chm_string *seed) {
 
 static bool make(size_t i, chm_string *seed) {
     static chm_string kept[2];
-    if (i > 2) return false;
-    if (i == 2) {
-        by_hand(seed);
+    if (i > 3) return false;
+    if (i > 1) {
+        by_hand(seed, i == 3);
         return true;
     }
     if (!kept[i].length) { /* the same every time, and slow */
