@@ -189,6 +189,19 @@ expect 0 '' check "$source/etc/chimera-mini.json" -o json
 json out "d['usable'] and abs(sum(p['parameters'] for p in d['parts'] if p['part'] in ('mixers', 'ffns', 'norms')) - 35e6) < 35e4"
 json out "len(d['declared']) == 2 and all(r['verdict'] == 'agrees' for r in d['declared']) and d['findings'] == []"
 expect 2 'generation.top' check card.json --set generation.topp=0.5
+# what is on, not built and would change numbers: no model is made of it, and check says so
+for key in quantization.sherry_mode quantization.hgf_correction training.distillation_init byte_level; do
+    expect 0 '' check card.json --set $key.enabled=true
+    says out "cannot be trained or run yet: --set: $key.enabled is true"
+    expect 2 "--set $key.enabled=false" init card.json -o sherry.b158 --set $key.enabled=true
+    expect 2 "--set $key.enabled=false" train card.json --data text.txt --out sherry --set $key.enabled=true
+done
+# what is given and changes no number is said once
+expect 0 'card.json: checked, not used: modes, multimodal' train card.json --data text.txt --dry-run \
+    --set modes.fast.loops=2 --set multimodal.enabled=true
+[ "$(grep -c 'not used' err)" -eq 1 ] && ok || bad 'unused sections are not said once'
+expect 0 '' train card.json --data text.txt --dry-run -q --set modes.fast.loops=2
+grep -q 'not used' err && bad '-q: unused sections are said' || ok
 expect 4 'missing.json' check missing.json
 expect 4 '' inspect missing.b158
 expect 4 '' eval missing.b158 --data text.txt

@@ -63,6 +63,7 @@ static int load_card(chm_trainer *t) {
     status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
     if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
     t->model->made_with = &t->tokenizer;
+    chm_card_say_unused(t->model->card);
     return CHM_OK;
 }
 
