@@ -904,6 +904,10 @@ static void test_refusals(void **state) {
         {.key = "num_heads", .value = "0", .status = CHM_E_CONFIG, .words = {"num_heads"}},
         {.key = "head_dim", .value = "many", .status = CHM_E_CONFIG, .words = {"head_dim"}},
         {.key = "position", .value = "first", .status = CHM_E_DATA, .words = {"metadata position 'first'"}},
+        {.key = "position",
+         .value = "9223372036854775800",
+         .status = CHM_E_DATA,
+         .words = {"metadata position 9223372036854775800", "at most 2^52"}},
     };
     chm_runtime *r = open_runtime(1, "scalar");
     struct file golden;
