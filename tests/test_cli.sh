@@ -338,6 +338,10 @@ cat text.txt >data.fifo &
 expect 0 '' eval model.b158 --data data.fifo -o json
 json out "d['bits_per_byte'] == json.load(open('one.json'))['bits_per_byte']"
 wait $!
+# a pipe without an end is read to the limit, and no further
+yes 'the quick brown fox' | timeout 60 "$chimera" eval model.b158 --data - --limit-bytes 300 -o json >out 2>err ||
+    bad 'eval --limit-bytes of an endless pipe'
+json out "d['bytes'] == 300"
 
 # ---- bench
 expect 0 '' bench model.b158 -r 1 --prefill 70 --decode 4 -o json
@@ -435,6 +439,7 @@ expect 1 '' layer test gd --tolerance 1e-300
 # ---- tokenizers
 expect 0 '' tokenizer show bytes
 says out 'vocabulary: 258'
+says out '"token_ids": [256, 257]' # what check takes
 expect 0 '' tokenizer show card.json -o json --data text.txt
 json out "d['tokenizer'] == 'bytes' and d['vocab_size'] == 258 and d['lossless'] and d['data'][0]['bytes_per_token'] == 1"
 expect 0 '' tokenizer show model.b158 -o md
