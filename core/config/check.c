@@ -787,6 +787,21 @@ static void list_unread(chm_card *card, size_t *count) {
     chm_string_finish(&names);
 }
 
+/* Options of layers that the card gives and no layer of it has. */
+static void list_idle(chm_card *card, size_t *count) {
+    const chm_model_config *m = &card->model;
+    for (const chm_value *v = card->root->first; v; v = v->next) {
+        if (!v->plugin || v->plugin->kind != CHM_KIND_LAYER || !is_given(v)) continue;
+        bool used = card->one_layer;
+        for (int64_t i = 0; i < m->layers && !used; i++)
+            used = (m->mixer[i] && strcmp(m->mixer[i], v->plugin->name) == 0) ||
+                   (m->ffn[i] && strcmp(m->ffn[i], v->plugin->name) == 0);
+        if (used) continue;
+        add_unbuilt(card, count, "%s: no layer of this card is %s; checked, not used", v->key, v->plugin->name);
+        add_unused(card, v->key);
+    }
+}
+
 static void walk_unbuilt(chm_card *card, const chm_value *v, size_t *count) {
     if (v->row && v->row->planned && !v->plugin && is_given(v)) {
         chm_string path = {0};
@@ -831,6 +846,7 @@ void chm_card_list_unbuilt(chm_card *card) {
     }
     walk_unbuilt(card, card->root, &count);
     list_unread(card, &count);
+    list_idle(card, &count);
     if (m->tokenizer && !chm_find_plugin(card->registry, CHM_KIND_TOKENIZER, m->tokenizer, false))
         add_unbuilt(card, &count, "tokenizer.type: the tokenizer plugin '%s' is not loaded; checked, not used",
                     m->tokenizer);
