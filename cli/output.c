@@ -332,6 +332,8 @@ void cli_catch_interrupts(void) {
     struct sigaction old; /* a job that runs unattended has it ignored, and keeps it so */
     if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    /* a closed terminal, unless under nohup */
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
 }
 
 void cli_catch_interrupts_always(void) {
