@@ -159,7 +159,7 @@ bool cli_wants_timing(const struct cli *c);
 void cli_timing(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void cli_timing_rate(const char *name, int64_t tokens, double seconds);
 void cli_timing_end(const struct cli *c, bool training);
-/* Ctrl-C and TERM set cli_stop; the second one quits. */
+/* Ctrl-C, TERM and HUP set cli_stop; the second one quits. */
 extern volatile int cli_stop;
 void cli_catch_interrupts(void);
 /* A mapped file that was made shorter: a sentence and CHM_E_DATA. */

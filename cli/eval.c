@@ -56,9 +56,9 @@ static void on_progress(void *user, int64_t done, int64_t total) {
     cli_progress(w->c, line);
 }
 
-/* A pipe, or standard input for "-", copied to a file without a name, since the data is looked at twice. *path becomes
- * what opens it. */
-static int spool(const char **path, char *name, size_t n) {
+/* A pipe, or standard input for "-", copied to a file without a name, since the data is looked at twice, but for no
+ * more than `limit` bytes (0: to its end). *path becomes what opens it. */
+static int spool(const char **path, char *name, size_t n, int64_t limit) {
     enum { PIECE = 1 << 16 };
     struct stat st;
     const bool standard = strcmp(*path, "-") == 0;
@@ -68,11 +68,13 @@ static int spool(const char **path, char *name, size_t n) {
     FILE *in = standard ? stdin : fopen(*path, "rb"), *copy = tmpfile();
     char *piece = malloc(PIECE);
     size_t got = 1;
+    int64_t copied = 0;
     int status = CHM_OK;
     if (in == NULL || copy == NULL || piece == NULL)
         status = cli_fail(CHM_E_DATA, "%s: cannot be copied to a temporary file: %s", shown, strerror(errno));
     while (status == CHM_OK && got > 0) {
-        got = fread(piece, 1, PIECE, in);
+        got = fread(piece, 1, limit > 0 && limit - copied < PIECE ? (size_t)(limit - copied) : PIECE, in);
+        copied += (int64_t)got;
         if (ferror(in) || fwrite(piece, 1, got, copy) != got)
             status = cli_fail(CHM_E_DATA, "%s: copying it to a temporary file: %s", shown, strerror(errno));
     }
@@ -197,7 +199,7 @@ static int run_eval(struct cli *c) {
     if (names == NULL || results == NULL || loads == NULL)
         status = cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
     for (uint32_t i = 0; i < data->count && status == CHM_OK; i++)
-        status = spool(&data->items[i], names[i], sizeof(*names));
+        status = spool(&data->items[i], names[i], sizeof(*names), cli_get(c, "limit-bytes")->integer);
     const chm_eval_options o = {.size = sizeof(o),
                                 .data_count = data->count,
                                 .data = data->items,

@@ -18,7 +18,7 @@ static const struct cli_option options[] = {
      .type = CLI_CHOICE,
      .value = "MODE",
      .choices = "chunk|step",
-     .doc = "the form of the recurrence that runs"},
+     .doc = "the form of the recurrence that runs (chunk)"},
     CLI_OVERLAY_OPTIONS,
 };
 

@@ -122,14 +122,23 @@ static int parse_value(const struct cli_option *o, const char *text, struct cli_
         if (!isdigit((unsigned char)text[0]) && text[0] != '-') return wrong_number(o, text, kind);
         long long x = strtoll(text, &end, 10);
         if (errno || end == text) return wrong_number(o, text, kind);
+        int decimals = 0; /* 1.5M is whole, as in a card */
+        if (tokens && *end == '.' && text[0] != '-')
+            for (end++; isdigit((unsigned char)*end); end++, decimals++)
+                if (__builtin_mul_overflow(x, 10LL, &x) || __builtin_add_overflow(x, *end - '0', &x))
+                    return wrong_number(o, text, kind);
         if (tokens && *end) {
             static const char suffix[] = "KMBT";
             const char *at = strchr(suffix, toupper((unsigned char)*end));
-            if (at == NULL) return wrong_number(o, text, kind);
-            for (const char *s = suffix; s <= at; s++)
-                if (__builtin_mul_overflow(x, 1000LL, &x)) return wrong_number(o, text, kind);
+            if (at == NULL || end[-1] == '.') return wrong_number(o, text, kind);
+            int zeros = 3 * (int)(at - suffix + 1);
+            for (; decimals > 0 && x % 10 == 0; decimals--) x /= 10;
+            for (; zeros > decimals; zeros--)
+                if (__builtin_mul_overflow(x, 10LL, &x)) return wrong_number(o, text, kind);
+            decimals -= zeros;
             end++;
         }
+        if (decimals > 0 || end[-1] == '.') return wrong_number(o, text, kind);
         if (*end || (double)x < o->min || (o->max > o->min && (double)x > o->max)) return wrong_number(o, text, kind);
         v->integer = x;
         return CHM_OK;

@@ -364,6 +364,8 @@ void cli_catch_interrupts(void) {
     struct sigaction old; /* a job that runs unattended has it ignored, and keeps it so */
     if (sigaction(SIGINT, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    /* a closed terminal, unless under nohup */
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
 }
 
 /* Models and checkpoints are read where the system maps them: one that is made shorter meanwhile ends the program, but

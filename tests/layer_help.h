@@ -17,7 +17,7 @@
 #include <cmocka.h>
 
 static char scratch[4096], *plugin_path;
-static const char *const backends[] = {"scalar", "avx2", "openblas"};
+static const char *const backends[] = {"scalar", "avx2", "avx512", "openblas"};
 
 static inline chm_runtime *open_runtime(int threads, const char *backend) {
     const chm_runtime_options options = {

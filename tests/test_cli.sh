@@ -128,6 +128,10 @@ expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds
 expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds -1
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 5X
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 0
+for tokens in 1.5 1.M 1.0005K .5M 99999999999999.5M; do
+    expect 2 'of tokens' train card.json --data text.txt --out x --tokens $tokens
+done
+expect 0 '2 steps' train card.json --data text.txt --dry-run --tokens 1.024K # as in a card
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 99999999999999999999
 expect 2 'two budgets' train card.json --data text.txt --out x --tokens 5 --seconds 5
 expect 2 '1..256' version --threads 0
@@ -192,6 +196,21 @@ expect 0 '' check "$source/etc/chimera-mini.json" -o json
 json out "d['usable'] and abs(sum(p['parameters'] for p in d['parts'] if p['part'] in ('mixers', 'ffns', 'norms')) - 35e6) < 35e4"
 json out "len(d['declared']) == 2 and all(r['verdict'] == 'agrees' for r in d['declared']) and d['findings'] == []"
 expect 2 'generation.top' check card.json --set generation.topp=0.5
+# what is on, not built and would change numbers: no model is made of it, and check says so
+expect 0 '' check card.json --set attn.window=32
+says out 'attention: no layer of this card is attn; checked, not used'
+for key in quantization.sherry_mode quantization.hgf_correction training.distillation_init byte_level; do
+    expect 0 '' check card.json --set $key.enabled=true
+    says out "cannot be trained or run yet: --set: $key.enabled is true"
+    expect 2 "--set $key.enabled=false" init card.json -o sherry.b158 --set $key.enabled=true
+    expect 2 "--set $key.enabled=false" train card.json --data text.txt --out sherry --set $key.enabled=true
+done
+# what is given and changes no number is said once
+expect 0 'card.json: checked, not used: modes, multimodal' train card.json --data text.txt --dry-run \
+    --set modes.fast.loops=2 --set multimodal.enabled=true
+[ "$(grep -c 'not used' err)" -eq 1 ] && ok || bad 'unused sections are not said once'
+expect 0 '' train card.json --data text.txt --dry-run -q --set modes.fast.loops=2
+grep -q 'not used' err && bad '-q: unused sections are said' || ok
 expect 4 'missing.json' check missing.json
 expect 4 '' inspect missing.b158
 expect 4 '' eval missing.b158 --data text.txt
@@ -206,6 +225,15 @@ expect 4 '' init card.json -o missing/model.b158
 for format in text json csv md; do expect 0 '' inspect model.b158 --verify -o $format; done
 expect 0 '' inspect model.b158 -o json
 json out
+# check and inspect mean the same by a part
+expect 0 '' init card.json -o looped.b158 --set num_hidden_layers=3 --set looping.enabled=true \
+    --set 'looping.prelude=[0,0]' --set 'looping.loop=[1,1]' --set 'looping.coda=[2,2]'
+expect 0 '' inspect looped.b158 -o json
+cp out inspect.json
+expect 0 '' check card.json -o json --set num_hidden_layers=3 --set looping.enabled=true \
+    --set 'looping.prelude=[0,0]' --set 'looping.loop=[1,1]' --set 'looping.coda=[2,2]'
+json out "[(p['part'], p['parameters'], p['bytes']) for p in d['parts'][:-1]] == \
+    [(p['name'], p['weights'], p['bytes']) for p in json.load(open('inspect.json'))['parts']]"
 head -c 1000 model.b158 >short.b158
 expect 4 'short.b158' run short.b158 -p a
 expect 4 '' inspect text.txt
@@ -261,6 +289,7 @@ expect 0 '' doctor --cpu-mask all -o json
 json out "d['cpu_features'] == [] and all(k['backend'] in ('scalar', 'openblas') for k in d['kernels'])"
 
 CHIMERA_PLUGIN_PATH=$work expect 0 '' check --plugin-path "$CHIMERA_PLUGIN_PATH" card.json
+expect 0 '--plugin-path: here: relative paths are not searched' check --plugin-path here card.json
 
 # ---- run
 "$chimera" run model.b158 -p 'The quick' -n 40 --seed 9 >one 2>err
@@ -328,6 +357,10 @@ cat text.txt >data.fifo &
 expect 0 '' eval model.b158 --data data.fifo -o json
 json out "d['bits_per_byte'] == json.load(open('one.json'))['bits_per_byte']"
 wait $!
+# a pipe without an end is read to the limit, and no further
+yes 'the quick brown fox' | timeout 60 "$chimera" eval model.b158 --data - --limit-bytes 300 -o json >out 2>err ||
+    bad 'eval --limit-bytes of an endless pipe'
+json out "d['bytes'] == 300"
 
 # ---- bench
 expect 0 '' bench model.b158 -r 1 --prefill 70 --decode 4 -o json
@@ -418,6 +451,17 @@ done
 kill -TERM $pid
 wait $pid
 [ $? -eq 130 ] && ok || bad 'a stopped training did not end with 130'
+# a closed terminal is a stop too
+"$chimera" train card.json --data text.txt --out 'run 4' --tokens 400M --resume >out 2>err &
+pid=$!
+tries=0
+while ! grep -q '^step' err && kill -0 $pid 2>/dev/null && [ $tries -lt 600 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+kill -HUP $pid
+wait $pid
+[ $? -eq 130 ] && grep -q 'everything is saved' err && ok || bad 'a training whose terminal closed did not end with 130'
 [ -s 'run 4/model.b158' ] && ok || bad 'a stopped training saved no model'
 # one byte of the checkpoint changed
 size=$(wc -c <'run 4/checkpoint.safetensors')
@@ -435,6 +479,7 @@ expect 1 '' layer test gd --tolerance 1e-300
 # ---- tokenizers
 expect 0 '' tokenizer show bytes
 says out 'vocabulary: 258'
+says out '"token_ids": [256, 257]' # what check takes
 expect 0 '' tokenizer show card.json -o json --data text.txt
 json out "d['tokenizer'] == 'bytes' and d['vocab_size'] == 258 and d['lossless'] and d['data'][0]['bytes_per_token'] == 1"
 expect 0 '' tokenizer show model.b158 -o md

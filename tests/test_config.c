@@ -232,6 +232,40 @@ static void seed_unbuilt(void **state) {
     chm_card_destroy(card);
 }
 
+/* What is on, not built and would change numbers makes no model; what only would be used elsewhere is named. */
+static void switched_on(void **state) {
+    (void)state;
+    static const char *const sets[] = {"quantization.sherry_mode.enabled=true",
+                                       "quantization.hgf_correction.enabled=true",
+                                       "training.distillation_init.enabled=true", "byte_level.enabled=true"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(sets); i++) {
+        chm_card *card = NULL;
+        if (parse_set(nano_text, &card, &sets[i], 1)) fail_msg("%s", chm_error());
+        assert_int_equal(chm_card_buildable(card), CHM_E_CONFIG);
+        char *off = chm_format("--set %.*sfalse makes", (int)(strchr(sets[i], '=') + 1 - sets[i]), sets[i]);
+        if (!strstr(chm_error(), off)) fail_msg("no %s in: %s", off, chm_error());
+        chm_free(off);
+        assert_null(chm_card_unused(card));
+        chm_card_destroy(card);
+    }
+    static const char *const others[] = {"multimodal.enabled=true", "diagnostics.telemetry=false",
+                                         "generation.stream=false",
+                                         "diagnostics.metrics=[rollback_count, gd_beta_mean]"};
+    chm_card *card = NULL;
+    if (parse_set(nano_text, &card, others, 4)) fail_msg("%s", chm_error());
+    assert_int_equal(chm_card_buildable(card), CHM_OK);
+    assert_string_equal(chm_card_unused(card),
+                        "multimodal, diagnostics.telemetry, generation.stream, diagnostics.metrics (in part)");
+    static const char *const expected[] = {
+        "multimodal: encoder plugins not built yet; checked, not used",
+        "diagnostics.telemetry: false is not read yet; log.jsonl is the record of a run and is written all the same",
+        "generation.stream: false is not read yet; text is written as it comes all the same",
+        "diagnostics.metrics: not measured yet: rollback_count"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(expected); i++) assert_string_equal(chm_card_unbuilt(card)[i], expected[i]);
+    assert_true(chm_card_wants_metric(card, "gd_beta_mean") && !chm_card_wants_metric(card, "gd_alpha_mean"));
+    chm_card_destroy(card);
+}
+
 static void nano_structs(void **state) {
     (void)state;
     chm_card *card = load(nano_text);
@@ -385,7 +419,14 @@ static void mistakes_small(void **state) {
          "ternary, seed"},
         {"\"vocab_size\": 258",
          "\"vocab_size\": 258, \"training\": {\"phases\": [{\"kind\": \"ctx_extend\", \"stages\": [[1, 2]]}]}",
-         "card.json:7: training.phases.0.stages.0: expected [integer, text] or [integer, integer, number], got [1, 2]"},
+         "card.json:7: training.phases.0.stages.0: expected [integer 1..1e+18, main] or [integer 1..1e+18, integer "
+         "1..1e+09, number 0..10], got [1, 2]"},
+        {"\"vocab_size\": 258",
+         "\"vocab_size\": 258, \"training\": {\"phases\": [{\"kind\": \"ctx_extend\", \"stages\": [[9, 5, -1e300]]}]}",
+         "card.json:7: training.phases.0.stages.0: expected [integer 1..1e+18, main] or [integer 1..1e+18, integer "
+         "1..1e+09, number 0..10], got [9, 5, -1e300]"},
+        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"training\": {\"phases\": [{\"seed\": 9007199254740993}]}",
+         "card.json:7: training.phases.0.seed: expected integer 0..9.007199255e+15, got 9007199254740993"},
         {"\"vocab_size\": 258", "\"vocab_size\": 258, \"training\": {\"phases\": [{\"seq_len\": 9000}]}",
          "card.json: training.phases.0.batch_tokens: 4096, less than one segment of seq_len 9000"},
         {"\"vocab_size\": 258",
@@ -412,10 +453,21 @@ static void mistakes_small(void **state) {
          "card.json:7: looping.loop_default: 9 passes, outside loop_range 1..6"},
         {"\"vocab_size\": 258", "\"vocab_size\": 258, \"looping\": {\"enabled\": false, \"loop_range\": [3, 2]}",
          "card.json:7: looping.loop_range: from 3 to 2 passes is no range"},
-        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"context_tiers\": [{\"name\": \"x\", \"gb\": 3}]",
+        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"context_tiers\": [{\"name\": \"span_trace\", \"gb\": 3}]",
          "card.json:7: context_tiers.0.gb: unknown key in context_tiers.0 (did you mean 'mb'?)"},
-        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"P3_ternary_compute\": {\"a\": {\"b\": 3}}",
-         "card.json:7: P3_ternary_compute.a.b: expected text, a list of texts, or an object of such, got 3"},
+        {"\"vocab_size\": 258", "\"vocab_size\": 258, \"context_tiers\": [{\"name\": \"span_trice\"}]",
+         "card.json:7: context_tiers.0.name: expected one of recent_ring, braid_state, semantic_memory, "
+         "ttt_compressed, span_trace, episodic_cases, got \"span_trice\" (did you mean 'span_trace'?)"},
+        {"\"vocab_size\": 258",
+         "\"vocab_size\": 258, \"context_tiers\": [{\"name\": \"span_trace\"}, {\"name\": \"span_trace\"}]",
+         "card.json:7: context_tiers.1.name: two tiers are called 'span_trace'"},
+        {"\"vocab_size\": 258",
+         "\"vocab_size\": 258, \"P3_ternary_compute\": {\"realistic_performance\": {\"a\": {\"b\": 3}}}",
+         "card.json:7: P3_ternary_compute.realistic_performance.a.b: expected text, a list of texts, or an object of "
+         "such, got 3"},
+        {"\"vocab_size\": 258",
+         "\"vocab_size\": 258, \"P3_ternary_compute\": {\"implemented_optimizations\": {\"a\": \"x\"}}",
+         "card.json:7: P3_ternary_compute.implemented_optimizations.a: expected an object { ... }, got \"x\""},
     };
     check_mistakes(smallest, list, CHM_ARRAY_COUNT(list));
 }
@@ -472,6 +524,30 @@ static void mistakes_seed(void **state) {
          "card.json:303: grammar.modes: expected list of at most 64 from: plain_text, dialogue, markdown, json, "
          "python, "
          "javascript, sql, math_latex, shell, got \"markdwn\" (did you mean 'markdown'?)"},
+        {"\"markdown\",", "\"json\",", "card.json:303: grammar.modes: names 'json' twice"},
+        {"\"memory_coherence\"", "\"memory_coherance\"",
+         "card.json:279: tsp_knot.energy_terms.memory_coherance: unknown key in tsp_knot.energy_terms (did you mean "
+         "'memory_coherence'?)"},
+        {"\"low\": {", "\"lwo\": {",
+         "card.json:377: entropy_valve.levels.lwo: unknown key in entropy_valve.levels (did you mean 'low'?)"},
+        {"        1.0,\n        \"embedding_inner_product\"", "        1e300,\n        \"embedding_inner_product\"",
+         "card.json:275: tsp_knot.energy_terms.autoregressive: expected [number 0..1000, embedding_inner_product], got "
+         "[1e300, \"embedding_inner_product\"]"},
+        {"\"fst_transition_cost\"", "\"zzz\"",
+         "card.json:287: tsp_knot.energy_terms.grammar: expected [number 0..1000, fst_transition_cost], got [0.4, "
+         "\"zzz\"]"},
+        {"      2560,\n      \"int8\"", "      2560,\n      \"int9\"",
+         "card.json:505: braid_state.fast_hidden: expected [integer 1..65536, float32 or float16 or bfloat16 or int8], "
+         "got [2560, \"int9\"]"},
+        {"          13,\n          23", "          13,\n          13",
+         "card.json:415: self_evolution.tier1.ttt.target_layers: layer 13 stands after 13; give each once, in order"},
+        {"\"vector_bits\": 8192", "\"vector_bits\": 4096",
+         "card.json:509: braid_state.semantic_sketch: 8192, but semantic_memory.vector_bits is 4096 (card.json:335)\n"
+         "card.json:336: semantic_memory.vector_storage: 'uint64_x128', but 4096 bits are uint64_x64"},
+        {"\"moe_experts\",", "\"moe_expert\",",
+         "card.json:640: memory_budget_mb._keys: expected list of at most 64 from: ternary_weights, moe_experts, "
+         "embedding, span_bank, grammar, semantic_mem, episodic, guidelines, braid, activations, render_queue, "
+         "evolution, runtime_os, got \"moe_expert\" (did you mean 'moe_experts'?)"},
     };
     check_mistakes(seed_text, list, CHM_ARRAY_COUNT(list));
 }
@@ -563,14 +639,14 @@ static void options_in_objects(void **state) {
         const char *find, *replace, *sentence;
     } bad[] = {
         {"obligation_delta", "guess",
-         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got [1.5, \"guess\"]"},
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got [1.5, \"guess\"]"},
         {"\"debt\"", "\"dept\"",
          "card.json:5: tsp_knot.energy_terms.dept: unknown key in tsp_knot.energy_terms (did you mean 'debt'?)"},
         {"energy_terms", "energy_term",
          "card.json:4: tsp_knot.energy_term: unknown key in tsp_knot (did you mean "
          "'energy_terms'?)"},
         {"1.5, ", "",
-         "card.json:5: tsp_knot.energy_terms.debt: expected [number, \"obligation_delta\"], got "
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got "
          "[\"obligation_delta\"]"},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(bad); i++) {
@@ -1263,6 +1339,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(seed_structs),
         cmocka_unit_test(seed_unbuilt),
+        cmocka_unit_test(switched_on),
         cmocka_unit_test(nano_structs),
         cmocka_unit_test(smallest_card),
         cmocka_unit_test(mistakes_small),

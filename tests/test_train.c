@@ -834,11 +834,13 @@ static void contradicting_counts(void **state) {
     chm_free(bytes);
 }
 
-/* A run whose gradients are not finite stops and keeps its last good checkpoint. */
+/* A run whose gradients are not finite stops and keeps its last good checkpoint; one that ends before that is saved and
+ * called what it is. */
 static void not_finite(void **state) {
-    (void)state;
+    const bool brief = *state != NULL;
     chm_train_result result;
-    plan p = {.out = in_folder("nan"), .tokens = 100 * 256, .stop_at = 2};
+    remove_tree(in_folder("nan"));
+    plan p = {.out = in_folder("nan"), .tokens = (brief ? 20 : 100) * 256, .stop_at = 2};
     refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
     /* poison one latent of the checkpoint */
     size_t n;
@@ -860,6 +862,15 @@ static void not_finite(void **state) {
     mend_hash(bytes, n); /* as if training itself had come to this */
     chm_safetensors_destroy(file);
     write_file(in_folder("nan/checkpoint.safetensors"), bytes, n);
+    if (brief) {
+        refused(train(&p, &result), CHM_E_VERDICT,
+                "diverged: 18 of 20 steps were skipped and the last reported loss is not");
+        assert_true(result.finished);
+        assert_int_equal(logged(in_folder("nan"), "end", "skipped"), 18);
+        assert_int_equal(access(in_folder("nan/model.b158"), R_OK), 0);
+        chm_free(bytes);
+        return;
+    }
     refused(train(&p, &result), CHM_E_VERDICT, "50 steps in a row");
     size_t m;
     char *after = slurp(in_folder("nan/checkpoint.safetensors"), &m);
@@ -868,6 +879,103 @@ static void not_finite(void **state) {
     assert_int_equal(logged(in_folder("nan"), "skip", "skipped"), 1);
     chm_free(after);
     chm_free(bytes);
+}
+
+/* What layers show is averaged into the reports, and a stop in between changes nothing. */
+static void metrics(void **state) {
+    (void)state;
+    static const char *const set[] = {"diagnostics.metrics=[gd_alpha_mean, gd_beta_mean]",
+                                      "diagnostics.report_interval_tokens=768"};
+    chm_train_result result;
+    int count;
+    plan p = {.out = in_folder("metrics"), .tokens = 6 * 256, .set = set, .sets = 2, .stop_at = -1};
+    must(train(&p, &result));
+    char *expected = reports(in_folder("metrics"), &count);
+    static const char *const names[] = {"gd_alpha_mean", "gd_beta_mean"};
+    for (int i = 0; i < 2; i++) {
+        const double x = logged(in_folder("metrics"), "report", names[i]);
+        if (!(x > 0.01 && x < 0.99)) fail_msg("%s is %g", names[i], x);
+    }
+    remove_tree(in_folder("metrics"));
+    p.validation = in_folder("held.txt");
+    p.stop_at = 0; /* before the first step, then amid the run */
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    p.resume = true;
+    p.validation = NULL;
+    p.stop_at = 1;
+    (void)train(&p, &result);
+    p.stop_at = -1;
+    must(train(&p, &result));
+    char *got = reports(in_folder("metrics"), &count);
+    assert_string_equal(got, expected);
+    chm_free(got);
+    chm_free(expected);
+    remove_tree(in_folder("metrics"));
+    p = (plan){.out = in_folder("metrics"), .tokens = 256, .stop_at = -1};
+    must(train(&p, &result));
+    got = reports(in_folder("metrics"), &count);
+    assert_null(strstr(got, "gd_alpha_mean"));
+    chm_free(got);
+}
+
+/* What a killed session leaves: a log cut amid a line, and files half written. */
+static void leftovers(void **state) {
+    (void)state;
+    chm_train_result result;
+    plan p = {.out = in_folder("cut"), .tokens = 6 * 256, .stop_at = 3};
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    size_t n;
+    char *text = slurp(in_folder("cut/log.jsonl"), &n);
+    write_file(in_folder("cut/log.jsonl"), text, n - 30);
+    chm_free(text);
+    char ours[600], theirs[600];
+    snprintf(ours, sizeof ours, "%s/checkpoint.safetensors.tmp-%ld", p.out, (long)getppid());
+    snprintf(theirs, sizeof theirs, "%s/notes.tmp-%ld", p.out, (long)getppid());
+    write_file(ours, "x", 1);
+    write_file(theirs, "x", 1);
+    p.resume = true;
+    p.stop_at = -1;
+    must(train(&p, &result));
+    assert_non_null(strstr(last.said, "behind its last whole line"));
+    text = slurp(in_folder("cut/log.jsonl"), &n);
+    char *save = NULL;
+    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+        if (line[0] != '{' || line[strlen(line) - 1] != '}' || strchr(line + 1, '{'))
+            fail_msg("a broken line: %s", line);
+    chm_free(text);
+    assert_int_equal(access(ours, F_OK), -1);
+    assert_int_equal(access(theirs, F_OK), 0);
+}
+
+/* Other kernels on the way: not refused, but said and on record. */
+static void other_kernels(void **state) {
+    (void)state;
+    chm_train_result result;
+    chm_runtime *plain;
+    const chm_runtime_options options = {.size = sizeof options, .threads = 1, .verbosity = -1, .backend = "scalar"};
+    must(chm_runtime_create(&options, &plain));
+    plan p = {.out = in_folder("kernels"), .tokens = 6 * 256, .stop_at = 3};
+    char *then = chm_kernels_training(one), *now = chm_kernels_training(plain);
+    assert_true(then && now);
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    p.resume = true;
+    p.stop_at = 4;
+    refused(train(&p, &result), CHM_E_INTERRUPTED, "everything is saved");
+    assert_null(strstr(last.said, "was trained with the kernel"));
+    p.stop_at = -1;
+    p.runtime = plain;
+    must(train(&p, &result));
+    size_t n;
+    char *text = slurp(in_folder("kernels/log.jsonl"), &n);
+    assert_non_null(strstr(text, then)); /* start */
+    assert_non_null(strstr(text, now));  /* resume */
+    chm_free(text);
+    const bool same = strcmp(then, now) == 0; /* a machine with nothing but scalar */
+    if (!same) assert_non_null(strstr(last.said, "=scalar: from here on its bytes may differ"));
+    if (same) assert_null(strstr(last.said, "from here on"));
+    chm_text_free(then);
+    chm_text_free(now);
+    chm_runtime_destroy(plain);
 }
 
 /* ---- evaluation ---- */
@@ -938,14 +1046,26 @@ static void evaluation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(schedules),           cmocka_unit_test(text_in_pieces),
-        cmocka_unit_test(refused_files),       cmocka_unit_test(corpora),
-        cmocka_unit_test(order_of_data),       cmocka_unit_test(learns),
-        cmocka_unit_test(stop_and_resume),     cmocka_unit_test(threads),
-        cmocka_unit_test(budget_in_seconds),   cmocka_unit_test(budget_settled_late),
-        cmocka_unit_test(budget_killed_early), cmocka_unit_test(free_steps),
-        cmocka_unit_test(refused_runs),        cmocka_unit_test(contradicting_counts),
-        cmocka_unit_test(not_finite),          cmocka_unit_test(memory_and_forecast),
+        cmocka_unit_test(schedules),
+        cmocka_unit_test(text_in_pieces),
+        cmocka_unit_test(refused_files),
+        cmocka_unit_test(corpora),
+        cmocka_unit_test(order_of_data),
+        cmocka_unit_test(learns),
+        cmocka_unit_test(stop_and_resume),
+        cmocka_unit_test(threads),
+        cmocka_unit_test(budget_in_seconds),
+        cmocka_unit_test(budget_settled_late),
+        cmocka_unit_test(budget_killed_early),
+        cmocka_unit_test(free_steps),
+        cmocka_unit_test(refused_runs),
+        cmocka_unit_test(contradicting_counts),
+        cmocka_unit_test(not_finite),
+        cmocka_unit_test_prestate(not_finite, (void *)1),
+        cmocka_unit_test(metrics),
+        cmocka_unit_test(leftovers),
+        cmocka_unit_test(other_kernels),
+        cmocka_unit_test(memory_and_forecast),
         cmocka_unit_test(evaluation),
     };
     return cmocka_run_group_tests_name("train", tests, set_up, tear_down);

@@ -189,6 +189,7 @@ int chm_card_load(const char *name, const struct chm_card_options *options, chm_
 void chm_card_destroy(chm_card *card) {
     if (!card) return;
     chm_string_finish(&card->problems);
+    chm_string_finish(&card->unused);
     chm_arena_finish(&card->arena);
     chm_free(card);
 }
@@ -199,6 +200,32 @@ const char *chm_card_name(const chm_card *card) { return card->name; }
 const chm_model_config *chm_card_model(const chm_card *card) { return &card->model; }
 const chm_train_config *chm_card_train(const chm_card *card) { return &card->train; }
 const char *const *chm_card_unbuilt(const chm_card *card) { return card->unbuilt; }
+
+const char *chm_card_unused(const chm_card *card) { return card->unused.text; }
+
+void chm_card_say_unused(const chm_card *card) {
+    if (card->unused.text) chm_log(CHM_LOG_INFO, "%s: checked, not used: %s", card->name, card->unused.text);
+}
+
+int chm_card_buildable(const chm_card *card) {
+    if (!card->missing) return CHM_OK;
+    chm_string path = {0};
+    chm_value_path(card->missing, &path);
+    const char *key = path.text ? path.text : "enabled";
+    const int status = chm_fail(CHM_E_CONFIG,
+                                "%s: %s is true, but its %s is not built yet, and a model without it is another "
+                                "model; --set %s=false makes that one",
+                                card->missing->shown_origin, key, card->missing->parent->row->planned, key);
+    chm_string_finish(&path);
+    return status;
+}
+
+bool chm_card_wants_metric(const chm_card *card, const char *name) {
+    const chm_value *metrics = chm_card_find(card, "diagnostics.metrics");
+    for (const chm_value *v = metrics ? metrics->first : NULL; v; v = v->next)
+        if (strcmp(v->text, name) == 0) return true;
+    return false;
+}
 
 const char *chm_card_get(const chm_card *card, const char *key, const char **origin) {
     if (origin) *origin = NULL;

@@ -115,6 +115,16 @@ int chm_card_mixer_options(const chm_card *card, int layer, const struct chm_plu
 char *chm_card_json(const chm_card *card);
 /* Sections that were checked but whose module is not built: "name: why", NULL-terminated. */
 const char *const *chm_card_unbuilt(const chm_card *card);
+/* Names of what the card gives and nothing reads, "modes, context_tiers"; NULL: nothing. */
+const char *chm_card_unused(const chm_card *card);
+/* The same as one line of the log, where there is something to say. */
+void chm_card_say_unused(const chm_card *card);
+/* Refuses a card that switches on what is not built and would change the numbers of training or inference. */
+int chm_card_buildable(const chm_card *card);
+/* Whether diagnostics.metrics asks for that number. */
+bool chm_card_wants_metric(const chm_card *card, const char *name);
+/* Those of diagnostics.metrics that are measured, separated by '|'. */
+extern const char chm_measured_metrics[];
 /* Every value in the card's order, as chm_card_get() has it, lists as one; stops at the first non-zero and returns it.
  */
 typedef int (*chm_card_visit)(void *user, const char *key, const char *value, const char *origin);

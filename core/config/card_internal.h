@@ -12,8 +12,10 @@ struct chm_card {
     chm_value *root;
     chm_model_config model;
     chm_train_config train;
-    const char **unbuilt; /* NULL-terminated */
-    chm_string problems;  /* one line each */
+    const char **unbuilt;     /* NULL-terminated */
+    chm_string unused;        /* "modes, context_tiers" */
+    const chm_value *missing; /* the switch of the first section that is on, not built and would change numbers */
+    chm_string problems;      /* one line each */
     int problem_count;
     bool starved;   /* out of memory on the way */
     bool one_layer; /* chm_card_options */

@@ -533,6 +533,19 @@ static void is_sum_of(chm_card *card, const char *path, const char *list) {
                          sum_of(v));
 }
 
+/* Storage of that many bits: uint64_xN. */
+static void check_words(chm_card *card, const chm_value *storage, int64_t bits) {
+    char want[40];
+    if (!storage) return;
+    if (bits % 64 != 0) {
+        chm_card_problem(card, storage, "%lld bits are not a whole number of words of 64", (long long)bits);
+        return;
+    }
+    snprintf(want, sizeof want, "uint64_x%lld", (long long)(bits / 64));
+    if (storage->type == CHM_VALUE_STRING && strcmp(storage->text, want) != 0)
+        chm_card_problem(card, storage, "'%.40s', but %lld bits are %s", storage->text, (long long)bits, want);
+}
+
 static void check_shape(chm_card *card) {
     int64_t width, heads, dim, group, zero;
     char where[160];
@@ -564,6 +577,11 @@ static void check_shape(chm_card *card) {
     first_equal(card, "braid_state.continuous_hidden", "hidden_size");
     first_equal(card, "braid_state.fast_hidden", "hidden_size");
     first_equal(card, "braid_state.semantic_sketch", "semantic_memory.vector_bits");
+    int64_t bits;
+    const chm_value *sketch = list_of(card, "braid_state.semantic_sketch");
+    if (whole(card, "semantic_memory.vector_bits", &bits))
+        check_words(card, good(card, "semantic_memory.vector_storage"), bits);
+    if (sketch && sketch->first) check_words(card, sketch->first->next, item(sketch, 0));
     equal(card, "multimodal.vision.out", "hidden_size");
     equal(card, "multimodal.audio.out", "hidden_size");
 }
@@ -591,11 +609,24 @@ static void check_lists(chm_card *card) {
 
     int64_t layers;
     const chm_value *targets = list_of(card, "self_evolution.tier1.ttt.target_layers");
-    if (targets && whole(card, "num_hidden_layers", &layers))
-        for (const chm_value *v = targets->first; v; v = v->next)
+    if (targets && whole(card, "num_hidden_layers", &layers)) {
+        for (const chm_value *v = targets->first, *before = NULL; v; before = v, v = v->next) {
             if (v->integer >= layers)
                 chm_card_problem(card, targets, "layer %lld is not among layers 0..%lld", (long long)v->integer,
                                  (long long)layers - 1);
+            else if (before && v->integer <= before->integer)
+                chm_card_problem(card, targets, "layer %lld stands after %lld; give each once, in order",
+                                 (long long)v->integer, (long long)before->integer);
+        }
+    }
+    const chm_value *tiers = list_of(card, "context_tiers");
+    for (const chm_value *v = tiers ? tiers->first : NULL; v; v = v->next)
+        for (const chm_value *w = tiers->first; w != v; w = w->next) {
+            const chm_value *a = v->type == CHM_VALUE_OBJECT ? chm_value_member(v, "name") : NULL;
+            const chm_value *b = w->type == CHM_VALUE_OBJECT ? chm_value_member(w, "name") : NULL;
+            if (a && b && a->type == CHM_VALUE_STRING && b->type == CHM_VALUE_STRING && !strcmp(a->text, b->text))
+                chm_card_problem(card, a, "two tiers are called '%s'", a->text);
+        }
     const char *experts = word(card, "files.moe"), *weights = word(card, "files.weights");
     if (experts && (!*experts || strchr(experts, '/') || !strcmp(experts, ".") || !strcmp(experts, "..")))
         chm_card_problem(card, chm_card_find(card, "files.moe"),
@@ -738,9 +769,11 @@ void chm_card_contradictions(chm_card *card) {
 
 /* ---- what is not built ---- */
 
+const char chm_measured_metrics[] = "loop_count_mean|gd_alpha_mean|gd_beta_mean";
+
 static void add_unbuilt(chm_card *card, size_t *count, const char *format, ...) CHM_PRINTF(3, 4);
 static void add_unbuilt(chm_card *card, size_t *count, const char *format, ...) {
-    char text[400];
+    char text[700];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
@@ -764,6 +797,51 @@ static bool is_given(const chm_value *v) {
     return false;
 }
 
+static void add_unused(chm_card *card, const char *key) {
+    chm_string_add(&card->unused, "%s%s", card->unused.length ? ", " : "", key);
+    if (card->unused.failed) card->starved = true;
+}
+
+/* Single values that nothing reads yet, where that makes a difference. */
+static void list_unread(chm_card *card, size_t *count) {
+    static const struct {
+        const char *key, *why;
+    } list[] = {{"diagnostics.telemetry", "log.jsonl is the record of a run and is written all the same"},
+                {"generation.stream", "text is written as it comes all the same"}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(list); i++) {
+        const chm_value *v = good(card, list[i].key);
+        if (!v || v->type != CHM_VALUE_BOOL || v->boolean) continue;
+        add_unbuilt(card, count, "%s: false is not read yet; %s", list[i].key, list[i].why);
+        add_unused(card, list[i].key);
+    }
+    const chm_value *metrics = list_of(card, "diagnostics.metrics");
+    if (!metrics) return;
+    chm_string names = {0};
+    for (const chm_value *v = metrics->first; v; v = v->next)
+        if (!chm_has_word(chm_measured_metrics, '|', v->text, false))
+            chm_string_add(&names, "%s%s", names.length ? ", " : "", v->text);
+    if (names.failed) card->starved = true;
+    if (names.text) {
+        add_unbuilt(card, count, "diagnostics.metrics: not measured yet: %s", names.text);
+        add_unused(card, "diagnostics.metrics (in part)");
+    }
+    chm_string_finish(&names);
+}
+
+/* Options of layers that the card gives and no layer of it has. */
+static void list_idle(chm_card *card, size_t *count) {
+    const chm_model_config *m = &card->model;
+    for (const chm_value *v = card->root->first; v; v = v->next) {
+        if (!v->plugin || v->plugin->kind != CHM_KIND_LAYER || !is_given(v)) continue;
+        bool used = card->one_layer;
+        for (int64_t i = 0; i < m->layers && !used; i++)
+            used = (m->mixer[i] && strcmp(m->mixer[i], v->plugin->name) == 0) ||
+                   (m->ffn[i] && strcmp(m->ffn[i], v->plugin->name) == 0);
+        if (used) continue;
+        add_unbuilt(card, count, "%s: no layer of this card is %s; checked, not used", v->key, v->plugin->name);
+    }
+}
+
 static void walk_unbuilt(chm_card *card, const chm_value *v, size_t *count) {
     if (v->row && v->row->planned && !v->plugin && is_given(v)) {
         chm_string path = {0};
@@ -771,8 +849,13 @@ static void walk_unbuilt(chm_card *card, const chm_value *v, size_t *count) {
         if (path.failed) card->starved = true;
         const chm_value *enabled = chm_value_member(v, "enabled");
         bool off = enabled && enabled->type == CHM_VALUE_BOOL && !enabled->boolean;
+        const bool needed = (v->row->flags & CHM_ROW_NUMBERS) && enabled && !off;
         add_unbuilt(card, count, "%s: %s not built yet; checked, %s", path.text ? path.text : "", v->row->planned,
-                    off ? "and off in this card" : "not used");
+                    off      ? "and off in this card"
+                    : needed ? "and no model is made of a card that has it on"
+                             : "not used");
+        if (needed && !card->missing) card->missing = enabled;
+        if (!needed && !off) add_unused(card, path.text ? path.text : "");
         chm_string_finish(&path);
     }
     bool inside = v->type == CHM_VALUE_OBJECT || (v->row && v->row->shape == CHM_SHAPE_PHASES);
@@ -802,6 +885,8 @@ void chm_card_list_unbuilt(chm_card *card) {
                         (long long)n, (long long)m->layers, name);
     }
     walk_unbuilt(card, card->root, &count);
+    list_unread(card, &count);
+    list_idle(card, &count);
     if (m->tokenizer && !chm_find_plugin(card->registry, CHM_KIND_TOKENIZER, m->tokenizer, false))
         add_unbuilt(card, &count, "tokenizer.type: the tokenizer plugin '%s' is not loaded; checked, not used",
                     m->tokenizer);

@@ -33,6 +33,7 @@
 #define SECTION(path, doc)                   SHAPE(path, CHM_SHAPE_SECTION, doc, .flags = 0)
 #define ALWAYS(path, doc)                    SHAPE(path, CHM_SHAPE_SECTION, doc, .flags = CHM_ROW_ALWAYS)
 #define PLANNED(path, what, doc)             SHAPE(path, CHM_SHAPE_SECTION, doc, .planned = what)
+#define NEEDED(path, what, doc)              SHAPE(path, CHM_SHAPE_SECTION, doc, .planned = what, .flags = CHM_ROW_NUMBERS)
 #define REQUIRED_INT(path_, min_, max_, doc_)                                                                          \
     {                                                                                                                  \
         .path = path_, .shape = CHM_SHAPE_VALUE, .flags = CHM_ROW_REQUIRED, .option = {                                \
@@ -44,6 +45,14 @@
             .doc = doc_                                                                                                \
         }                                                                                                              \
     }
+
+#define TERM(name, method)                                                                                             \
+    SHAPE("tsp_knot.energy_terms." name, CHM_SHAPE_TUPLE, "Weight and method.", .tuple = "float:0:1000 text:" method)
+#define LEVEL(name)                                                                                                    \
+    SECTION("entropy_valve.levels." name, "A level."),                                                                 \
+        INT("entropy_valve.levels." name ".loops", NULL, 1, 64, "Passes."),                                            \
+        INT("entropy_valve.levels." name ".min_span", NULL, 1, 64, "Fewest tokens of a span."),                        \
+        FLOAT("entropy_valve.levels." name ".audit", NULL, 0, 1, "Part of the spans that are verified.")
 
 #define COUNT_MAX 1e18 /* tokens, parameters */
 #define MB_MAX    1e9
@@ -89,10 +98,10 @@ static const struct chm_schema_row rows[] = {
     ENUM("quantization.runtime_kernel", "TL2_bitnet_cpp", "TL2_bitnet_cpp|auto",
          "Either name means the fastest exact kernel here; what ran is reported."),
     ENUM("quantization.embedding", "ternary", "ternary|int8|f32", "Format of the tied embedding and head."),
-    PLANNED("quantization.sherry_mode", "weight format", "1.25-bit weights (arXiv:2601.07892)."),
+    NEEDED("quantization.sherry_mode", "weight format", "1.25-bit weights (arXiv:2601.07892)."),
     BOOL("quantization.sherry_mode.enabled", "false", "On or off."),
     FLOAT("quantization.sherry_mode.bits", "1.25", 1.25, 1.25, "Bits per weight."),
-    PLANNED("quantization.hgf_correction", "low-rank correction", "Gated full-precision addend (arXiv:2602.05269)."),
+    NEEDED("quantization.hgf_correction", "low-rank correction", "Gated full-precision addend (arXiv:2602.05269)."),
     BOOL("quantization.hgf_correction.enabled", "false", "On or off."),
 
     SHAPE("backbone", CHM_SHAPE_SECTION, "Which layers, in which order.", .flags = CHM_ROW_REQUIRED | CHM_ROW_ALWAYS),
@@ -196,16 +205,11 @@ static const struct chm_schema_row rows[] = {
 
     PLANNED("tsp_knot", "layer plugin", "Options of the layer plugin sk, the span-knot."),
     SECTION("tsp_knot.energy_terms", "Terms of the energy: weight and how it is computed."),
-    SHAPE("tsp_knot.energy_terms.autoregressive", CHM_SHAPE_TUPLE, "Agreement of the sketch with what it is made of.",
-          .tuple = "float embedding_inner_product"),
-    SHAPE("tsp_knot.energy_terms.memory_coherence", CHM_SHAPE_TUPLE, "Distance to the nearest mosaic.",
-          .tuple = "float hamming_to_semantic_sketch"),
-    SHAPE("tsp_knot.energy_terms.binding_fidelity", CHM_SHAPE_TUPLE, "Distance to bound entities.",
-          .tuple = "float xor_unbind_popcount"),
-    SHAPE("tsp_knot.energy_terms.grammar", CHM_SHAPE_TUPLE, "Distance to what a grammar allows.",
-          .tuple = "float fst_transition_cost"),
-    SHAPE("tsp_knot.energy_terms.debt", CHM_SHAPE_TUPLE, "Distance to outstanding obligations.",
-          .tuple = "float obligation_delta"),
+    TERM("autoregressive", "embedding_inner_product"),
+    TERM("memory_coherence", "hamming_to_semantic_sketch"),
+    TERM("binding_fidelity", "xor_unbind_popcount"),
+    TERM("grammar", "fst_transition_cost"),
+    TERM("debt", "obligation_delta"),
     ENUM("tsp_knot.relaxation_phase1", "gated_deltanet_update", "gated_deltanet_update", "First relaxation."),
     INT("tsp_knot.relaxation_phase2_max_iters", "3", 0, 64, "Rounds of the second relaxation."),
     FLOAT("tsp_knot.relaxation_phase2_flip_fraction", "0.02", 0, 1, "Part of the bits a round may flip."),
@@ -227,7 +231,7 @@ static const struct chm_schema_row rows[] = {
 
     PLANNED("semantic_memory", "memory plugin", "Associative memory of bit vectors (arXiv:2602.02369, 2402.04624)."),
     INT("semantic_memory.vector_bits", "8192", 64, 1048576, "Bits of a vector."),
-    ENUM("semantic_memory.vector_storage", "uint64_x128", "uint64_x128", "Storage of a vector."),
+    TEXT("semantic_memory.vector_storage", NULL, "Storage of a vector: uint64_xN, N words of 64 bits each."),
     INT("semantic_memory.capacity", "200000", 1, 1e9, "Vectors."),
     INT("semantic_memory.relations", "500000", 0, 1e9, "Relations."),
     INT("semantic_memory.memory_mb", "320", 1, MB_MAX, "Size."),
@@ -253,11 +257,10 @@ static const struct chm_schema_row rows[] = {
     SECTION("entropy_valve.loop_depth_router", "Predicts the passes a token needs (arXiv:2404.02258)."),
     ENUM("entropy_valve.loop_depth_router.method", "mod_causal_predictor", "mod_causal_predictor", "Method."),
     FLOAT("entropy_valve.loop_depth_router.accuracy_target", "0.97", 0, 1, "Wanted accuracy."),
-    SHAPE("entropy_valve.levels", CHM_SHAPE_MAP, "Settings per level of difficulty.", .flags = 0),
-    SECTION("entropy_valve.levels.*", "A level."),
-    INT("entropy_valve.levels.*.loops", NULL, 1, 64, "Passes."),
-    INT("entropy_valve.levels.*.min_span", NULL, 1, 64, "Fewest tokens of a span."),
-    FLOAT("entropy_valve.levels.*.audit", NULL, 0, 1, "Part of the spans that are verified."),
+    SECTION("entropy_valve.levels", "Settings per level of difficulty."),
+    LEVEL("low"),
+    LEVEL("medium"),
+    LEVEL("high"),
 
     PLANNED("debt_ledger", "decoder", "Obligations the text has opened."),
     BOOL("debt_ledger.enabled", "true", "On or off."),
@@ -346,9 +349,12 @@ static const struct chm_schema_row rows[] = {
     TEXT("self_evolution.safety.state_file", NULL, "Where it is kept; the same as files.evolution."),
 
     PLANNED("braid_state", "streams of spans", "What one stream of text remembers."),
-    SHAPE("braid_state.continuous_hidden", CHM_SHAPE_TUPLE, "Width and format.", .tuple = "int text"),
-    SHAPE("braid_state.fast_hidden", CHM_SHAPE_TUPLE, "Width and format.", .tuple = "int text"),
-    SHAPE("braid_state.semantic_sketch", CHM_SHAPE_TUPLE, "Bits and format.", .tuple = "int text"),
+    SHAPE("braid_state.continuous_hidden", CHM_SHAPE_TUPLE, "Width and format.",
+          .tuple = "int:1:65536 text:float32/float16/bfloat16/int8"),
+    SHAPE("braid_state.fast_hidden", CHM_SHAPE_TUPLE, "Width and format.",
+          .tuple = "int:1:65536 text:float32/float16/bfloat16/int8"),
+    SHAPE("braid_state.semantic_sketch", CHM_SHAPE_TUPLE, "Bits and format: uint64_xN, N words of 64 bits each.",
+          .tuple = "int:64:1048576 text"),
     SECTION("braid_state.entity_table", "Entities of the text."),
     INT("braid_state.entity_table.slots", "256", 1, 65536, "Entities."),
     INT("braid_state.entity_table.slot_bits", "512", 64, 65536, "Bits of an entity."),
@@ -375,7 +381,7 @@ static const struct chm_schema_row rows[] = {
           "Divides the logits of tokens already written; 1: none."),
     INT("generation.max_new_tokens", "4096", 1, CHM_NEW_TOKENS_MAX, "Most tokens to write."),
     BOOL("generation.do_sample", "true", "Sample; otherwise take the best token."),
-    BOOL("generation.stream", "true", "Write as tokens come."),
+    BOOL("generation.stream", "true", "Not read yet: text is always written as it comes."),
 
     ALWAYS("training", "How the model is trained."),
     SHAPE("training.phases", CHM_SHAPE_PHASES, "The phases, in order; the first of kind pretrain is what `train` runs.",
@@ -417,7 +423,8 @@ static const struct chm_schema_row rows[] = {
     TEXT("training.phases.ctx_extend.name", "ctx_extend", "Name of the phase."),
     ENUM("training.phases.ctx_extend.kind", "ctx_extend", "pretrain|ctx_extend|sft|dpo", "What kind of phase."),
     SHAPE("training.phases.ctx_extend.stages", CHM_SHAPE_TUPLES,
-          "Segment length, steps and learning rate of each stage.", .tuple = "int text|int int float"),
+          "Segment length, steps and learning rate of each stage.",
+          .tuple = "int:1:1e18 text:main|int:1:1e18 int:1:1e9 float:0:10"),
     SHAPE("training.phases.sft", CHM_SHAPE_SECTION, "Supervised fine-tuning.", .planned = "training of kind sft"),
     TEXT("training.phases.sft.name", "sft", "Name of the phase."),
     ENUM("training.phases.sft.kind", "sft", "pretrain|ctx_extend|sft|dpo", "What kind of phase."),
@@ -432,13 +439,13 @@ static const struct chm_schema_row rows[] = {
     INT("training.phases.dpo.epochs", "1", 1, 1000, "Passes over the data."),
     FLOAT("training.phases.dpo.lr", "5e-07", 0, 10, "Peak learning rate."),
     FLOAT("training.phases.dpo.beta", "0.1", 0, 100, "Strength of the preference."),
-    PLANNED("training.distillation_init", "distillation", "Initialisation from a teacher (arXiv:2501.15570)."),
+    NEEDED("training.distillation_init", "distillation", "Initialisation from a teacher (arXiv:2501.15570)."),
     BOOL("training.distillation_init.enabled", "false", "On or off."),
     ENUM("training.distillation_init.method", "ARWKV_style", "ARWKV_style", "Method."),
     TEXT("training.distillation_init.teacher", NULL, "The teacher."),
     INT("training.distillation_init.tokens", NULL, 1, COUNT_MAX, "Tokens."),
 
-    PLANNED("byte_level", "byte-level encoder", "Bytes in patches instead of tokens (arXiv:2412.09871)."),
+    NEEDED("byte_level", "byte-level encoder", "Bytes in patches instead of tokens (arXiv:2412.09871)."),
     BOOL("byte_level.enabled", "false", "On or off."),
     INT("byte_level.encoder_params", NULL, 1, COUNT_MAX, "Parameters of the encoder."),
     INT("byte_level.encoder_depth", "8", 1, 256, "Layers of the encoder."),
@@ -446,7 +453,10 @@ static const struct chm_schema_row rows[] = {
     INT("byte_level.decoder_params", NULL, 1, COUNT_MAX, "Parameters of the decoder."),
 
     PLANNED("memory_budget_mb", "memory supervisor", "Memory of each part, in MB."),
-    WORDS("memory_budget_mb._keys", NULL, NULL, 64, "The parts."),
+    WORDS("memory_budget_mb._keys", NULL,
+          "ternary_weights|moe_experts|embedding|span_bank|grammar|semantic_mem|episodic|guidelines|braid|activations|"
+          "render_queue|evolution|runtime_os",
+          64, "The parts."),
     INTS("memory_budget_mb._vals", NULL, 0, MB_MAX, 0, 64, "Their sizes, in the same order."),
     INT("memory_budget_mb.total", NULL, 0, MB_MAX, "Sum of _vals."),
     INT("memory_budget_mb.headroom_8gb", NULL, 0, MB_MAX, "Left on a machine with 8 GB."),
@@ -468,14 +478,14 @@ static const struct chm_schema_row rows[] = {
           16, "Where it is to run."),
 
     ALWAYS("diagnostics", "What is measured while running."),
-    BOOL("diagnostics.telemetry", "true", "Write measurements to the log of the run; nothing leaves the machine."),
+    BOOL("diagnostics.telemetry", "true", "Not read yet: a run always writes its log, and nothing leaves the machine."),
     INT("diagnostics.report_interval_tokens", "256", 1, 1e12, "Tokens between two reports."),
     WORDS("diagnostics.metrics", NULL,
           "surface_tps|neural_knot_tps|mean_span_length|span_acceptance_rate|certificate_failure_rate|rollback_count|"
           "queue_depth|loop_count_mean|memory_mb|evolution_events|grammar_violations_prevented|contrastive_eval_ratio|"
           "self_refinement_trigger_rate|episodic_case_hit_rate|moe_expert_load_balance|gd_alpha_mean|gd_beta_mean|"
           "ttt_loss_delta",
-          64, "What is reported."),
+          64, "What is reported; of those that are measured, into log.jsonl."),
     PLANNED("diagnostics.thresholds", "supervisor", "Limits that stop a run."),
     FLOAT("diagnostics.thresholds.min_span_accept", "0.7", 0, 1, "Least acceptance of spans."),
     FLOAT("diagnostics.thresholds.max_cert_fail", "0.05", 0, 1, "Most failing certificates."),
@@ -486,7 +496,8 @@ static const struct chm_schema_row rows[] = {
 
     SHAPE("context_tiers", CHM_SHAPE_ITEMS, "Where context is kept, from near to far.", .planned = "memory plugins"),
     SECTION("context_tiers.*", "A tier."),
-    TEXT("context_tiers.*.name", NULL, "Name."),
+    ENUM("context_tiers.*.name", NULL,
+         "recent_ring|braid_state|semantic_memory|ttt_compressed|span_trace|episodic_cases", "Name."),
     INT("context_tiers.*.tokens", NULL, 0, COUNT_MAX, "Tokens it holds."),
     INT("context_tiers.*.entries", NULL, 0, COUNT_MAX, "Entries it holds."),
     INT("context_tiers.*.mb", NULL, 0, MB_MAX, "Size."),
@@ -538,7 +549,15 @@ static const struct chm_schema_row rows[] = {
     INT("params.weight_mb", NULL, 0, MB_MAX, "Size of the weights."),
     INT("params.total_mb", NULL, 0, MB_MAX, "Size of everything."),
 
-    SHAPE("P3_ternary_compute", CHM_SHAPE_DOCUMENT, "Notes on ternary arithmetic; documentation.", .flags = 0),
+    SECTION("P3_ternary_compute", "Notes on ternary arithmetic; documentation."),
+    TEXT("P3_ternary_compute._note", NULL, "What the section is."),
+    TEXT("P3_ternary_compute.thesis", NULL, "What is claimed."),
+    SHAPE("P3_ternary_compute.implemented_optimizations", CHM_SHAPE_MAP, "What is done.", .flags = 0),
+    SHAPE("P3_ternary_compute.implemented_optimizations.*", CHM_SHAPE_DOCUMENT, "One of them.", .flags = 0),
+    SHAPE("P3_ternary_compute.not_implemented", CHM_SHAPE_MAP, "What is not, and why.", .flags = 0),
+    TEXT("P3_ternary_compute.not_implemented.*", NULL, "Why."),
+    SHAPE("P3_ternary_compute.realistic_performance", CHM_SHAPE_DOCUMENT, "What to expect.", .flags = 0),
+    SHAPE("P3_ternary_compute.§_paradigm", CHM_SHAPE_SOURCES, "Papers.", .flags = 0),
 };
 
 const struct chm_schema_row *chm_schema(size_t *count) {

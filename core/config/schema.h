@@ -19,7 +19,7 @@ enum chm_shape {
     CHM_SHAPE_ITEMS,    /* a list of objects, each described by the rows under "PATH.*" */
     CHM_SHAPE_PHASES,   /* a list of objects, each described by the rows under "PATH.KIND" */
     CHM_SHAPE_TEXTS,    /* a string or a list of strings */
-    CHM_SHAPE_TUPLE,    /* a list of fixed items: `tuple` has their types, "int text" */
+    CHM_SHAPE_TUPLE,    /* a list of fixed items: `tuple` has their types, "int:1:64 float text:some/words" */
     CHM_SHAPE_TUPLES,   /* a list of such lists; alternatives separated by '|' */
     CHM_SHAPE_SOURCES,  /* strings, lists of strings or an object of strings: references to papers */
     CHM_SHAPE_DOCUMENT, /* documentation: objects, strings and lists of strings, to any depth */
@@ -28,6 +28,7 @@ enum chm_shape {
 enum {
     CHM_ROW_REQUIRED = 1u, /* a card without it is refused */
     CHM_ROW_ALWAYS = 2u,   /* a section that exists, with its defaults, in every resolved card */
+    CHM_ROW_NUMBERS = 4u,  /* planned, and would change the numbers of training or inference when on */
 };
 
 struct chm_schema_row {

@@ -234,6 +234,12 @@ static bool in_range(const struct chm_option *o, double x) {
     return (o->min == 0 && o->max == 0) || (x >= o->min && x <= o->max);
 }
 
+/* As integers: 2^53 + 1 is no double. */
+static bool whole_in(double min, double max, int64_t x) {
+    static const double most = 9223372036854775807.0; /* 2^63 */
+    return (min < -most || x >= (int64_t)min) && (max >= most || x <= (int64_t)max);
+}
+
 /* "4M", as a string: a whole number with a unit. Becomes an integer. */
 static bool read_count(chm_value *v) {
     int64_t n;
@@ -246,7 +252,8 @@ static bool read_count(chm_value *v) {
 }
 
 static bool fits_int(const struct chm_option *o, chm_value *v) {
-    return (v->type == CHM_VALUE_INT || read_count(v)) && in_range(o, (double)v->integer);
+    if (v->type != CHM_VALUE_INT && !read_count(v)) return false;
+    return (o->min == 0 && o->max == 0) || whole_in(o->min, o->max, v->integer);
 }
 
 static bool fits_float(const struct chm_option *o, const chm_value *v) {
@@ -289,9 +296,23 @@ static bool fits(const struct chm_option *o, chm_value *v, const chm_value **wro
     return o->list_max <= 0 || v->count <= o->list_max;
 }
 
+/* A list that chooses among words names each once. */
+static void check_once(chm_card *card, chm_value *v) {
+    for (const chm_value *item = v->first; item; item = item->next)
+        for (const chm_value *before = v->first; before != item; before = before->next)
+            if (strcmp(before->text, item->text) == 0) {
+                v->invalid = true;
+                chm_card_problem(card, v, "names '%s' twice", item->text);
+                return;
+            }
+}
+
 static void check_option(chm_card *card, chm_value *v, const struct chm_option *o) {
     const chm_value *wrong;
-    if (fits(o, v, &wrong)) return;
+    if (fits(o, v, &wrong)) {
+        if (o->type == CHM_OPT_STRING_LIST && o->choices) check_once(card, v);
+        return;
+    }
     v->invalid = true;
     char accepts[700], got[64];
     chm_option_accepts(o, accepts, sizeof accepts);
@@ -345,61 +366,103 @@ static void check_document(chm_card *card, chm_value *v, bool deep) {
     }
 }
 
-static bool is_word(const char *at, size_t length, const char *word) {
-    return strncmp(at, word, length) == 0 && !word[length];
-}
+/* One item of a tuple: "int", "float" or "text", a range behind numbers, words behind text. */
+struct tuple_item {
+    char type; /* i, f, t */
+    bool ranged;
+    double min, max;
+    char words[128]; /* separated by '|'; "": any text */
+};
 
-/* Whether a list has the item types of one alternative, "int text"; any other word is itself what must stand there. */
-static bool is_tuple(const chm_value *v, const char *types, size_t length) {
-    if (v->type != CHM_VALUE_ARRAY) return false;
-    const chm_value *item = v->first;
-    for (const char *c = types, *end = types + length; c < end; item = item->next) {
-        size_t n = 0;
-        while (c + n < end && c[n] != ' ') n++;
-        if (!item) return false;
-        bool good = is_word(c, n, "int")     ? item->type == CHM_VALUE_INT && item->integer >= 0
-                    : is_word(c, n, "float") ? item->type == CHM_VALUE_INT || item->type == CHM_VALUE_REAL
-                                             : item->type == CHM_VALUE_STRING;
-        if (good && item->type == CHM_VALUE_STRING && !is_word(c, n, "text")) good = is_word(c, n, item->text);
-        if (!good) return false;
-        c += n + (c + n < end);
+/* Reads the item at c, which ends at a space, a '|' or the end; returns what follows it. */
+static const char *read_tuple_item(const char *c, struct tuple_item *out) {
+    const size_t n = strcspn(c, " |");
+    const char *colon = memchr(c, ':', n);
+    *out = (struct tuple_item){.type = *c};
+    if (colon && *c == 't') {
+        size_t length = (size_t)(c + n - colon) - 1;
+        length = CHM_MIN(length, sizeof out->words - 1);
+        memcpy(out->words, colon + 1, length);
+        for (char *w = out->words; (w = strchr(w, '/')) != NULL;) *w = '|';
+    } else if (colon) {
+        char *end;
+        out->ranged = true;
+        out->min = strtod(colon + 1, &end);
+        out->max = strtod(end + 1, NULL);
     }
-    return !item;
+    return c + n;
 }
 
+static bool fits_tuple_item(const struct tuple_item *t, const chm_value *v) {
+    switch (t->type) {
+    case 'i':
+        return v->type == CHM_VALUE_INT && v->integer >= 0 && (!t->ranged || whole_in(t->min, t->max, v->integer));
+    case 'f': {
+        if (v->type != CHM_VALUE_INT && v->type != CHM_VALUE_REAL) return false;
+        const double x = v->type == CHM_VALUE_INT ? (double)v->integer : v->real;
+        return !t->ranged || (x >= t->min && x <= t->max);
+    }
+    default:
+        return v->type == CHM_VALUE_STRING && (!t->words[0] || chm_has_word(t->words, '|', v->text, false));
+    }
+}
+
+/* Whether a list is one of the alternatives. */
 static bool is_one_of_tuples(const chm_value *v, const char *types) {
-    for (const char *c = types; c;) {
-        const char *end = strchr(c, '|');
-        if (is_tuple(v, c, end ? (size_t)(end - c) : strlen(c))) return true;
-        c = end ? end + 1 : NULL;
+    if (v->type != CHM_VALUE_ARRAY) return false;
+    for (const char *c = types;; c++) {
+        bool good = true;
+        const chm_value *item = v->first;
+        for (;; c++) {
+            struct tuple_item t;
+            c = read_tuple_item(c, &t);
+            good = good && item && fits_tuple_item(&t, item);
+            if (item) item = item->next;
+            if (*c != ' ') break;
+        }
+        if (good && !item) return true;
+        if (*c != '|') return false;
     }
-    return false;
 }
 
-static void say_tuple(const char *types, char *text, size_t n) {
-    size_t used = 0;
-    text[used++] = '[';
-    for (const char *c = types; *c && used + 48 < n; c++) {
-        if (*c == '|') {
-            used += (size_t)snprintf(text + used, n - used, "] or [");
-            continue;
+static void say_tuple(chm_card *card, const char *types, chm_string *out) {
+    chm_string_add(out, "[");
+    for (const char *c = types;; c++) {
+        struct tuple_item t;
+        c = read_tuple_item(c, &t);
+        if (t.words[0]) {
+            for (char *w = t.words; *w; w++) chm_string_add(out, *w == '|' ? " or " : "%c", *w);
+        } else {
+            chm_string_add(out, "%s", t.type == 'i' ? "integer" : t.type == 'f' ? "number" : "text");
+            if (t.ranged) chm_string_add(out, " %g..%g", t.min, t.max);
         }
-        if (*c == ' ') {
-            used += (size_t)snprintf(text + used, n - used, ", ");
-            continue;
-        }
-        const size_t length = strcspn(c, " |");
-        const char *kind = is_word(c, length, "int")     ? "integer"
-                           : is_word(c, length, "float") ? "number"
-                           : is_word(c, length, "text")  ? "text"
-                                                         : NULL;
-        if (kind)
-            used += (size_t)snprintf(text + used, n - used, "%s", kind);
-        else
-            used += (size_t)snprintf(text + used, n - used, "\"%.*s\"", (int)length, c);
-        c += length - 1;
+        if (!*c) break;
+        chm_string_add(out, *c == '|' ? "] or [" : ", ");
     }
-    snprintf(text + used, n - used, "]");
+    chm_string_add(out, "]");
+    if (out->failed || !out->text) card->starved = true;
+}
+
+/* Of a list and its items, each must be one of the row's tuples; wrong ones are reported. */
+static void check_tuples(chm_card *card, chm_value *v, bool many) {
+    chm_string what = {0};
+    say_tuple(card, v->row->tuple, &what);
+    const char *tuple = what.text ? what.text : "a list";
+    if (!many && !is_one_of_tuples(v, v->row->tuple)) expect(card, v, v, tuple);
+    if (many && v->type != CHM_VALUE_ARRAY) {
+        chm_string list = {0};
+        chm_string_add(&list, "a list of %s", tuple);
+        if (list.failed) card->starved = true;
+        expect(card, v, v, list.text ? list.text : "a list");
+        chm_string_finish(&list);
+    } else if (many) {
+        for (chm_value *item = v->first; item; item = item->next)
+            if (!is_one_of_tuples(item, v->row->tuple)) {
+                expect(card, item, item, tuple);
+                v->invalid = true;
+            }
+    }
+    chm_string_finish(&what);
 }
 
 static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
@@ -455,7 +518,6 @@ void chm_card_check_rows(chm_card *card, chm_value *v) {
         return;
     }
     if (!v->row) return;
-    char what[128];
     switch (v->row->shape) {
     case CHM_SHAPE_VALUE:
         return;
@@ -475,26 +537,8 @@ void chm_card_check_rows(chm_card *card, chm_value *v) {
         if (not_text(v)) expect(card, v, not_text(v), "text or a list of texts");
         return;
     case CHM_SHAPE_TUPLE:
-        if (!is_one_of_tuples(v, v->row->tuple)) {
-            say_tuple(v->row->tuple, what, sizeof what);
-            expect(card, v, v, what);
-        }
-        return;
     case CHM_SHAPE_TUPLES:
-        say_tuple(v->row->tuple, what, sizeof what);
-        if (v->type != CHM_VALUE_ARRAY) {
-            chm_string list = {0};
-            chm_string_add(&list, "a list of %s", what);
-            if (list.failed) card->starved = true;
-            expect(card, v, v, list.text ? list.text : "a list");
-            chm_string_finish(&list);
-            return;
-        }
-        for (chm_value *item = v->first; item; item = item->next)
-            if (!is_one_of_tuples(item, v->row->tuple)) {
-                expect(card, item, item, what);
-                v->invalid = true;
-            }
+        check_tuples(card, v, v->row->shape == CHM_SHAPE_TUPLES);
         return;
     case CHM_SHAPE_SOURCES:
         check_document(card, v, false);

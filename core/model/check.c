@@ -35,10 +35,10 @@ static size_t stored_bytes(const chm_model_config *config, enum chm_role role, i
         if (table && config->embedding == CHM_EMBED_INT8) p.format = CHM_FORMAT_INT8;
     }
     if (p.format == CHM_FORMAT_F32) return (size_t)p.count * sizeof(float);
-    p.ternary.out = p.int8.out = out;
-    p.ternary.in = p.int8.in = in;
+    if (p.format == CHM_FORMAT_INT8) return (size_t)p.count + (size_t)out * sizeof(float); /* a scale a row */
+    p.ternary.out = out;
+    p.ternary.in = in;
     p.ternary.group = config->weight_group;
-    p.int8.blocks = (in + 63) / 64;
     return chm_param_code_bytes(&p, config->weight_group) + chm_param_scale_bytes(&p, config->weight_group);
 }
 
@@ -380,7 +380,7 @@ static int write_check(const chm_card *card, check_report *c, bool resolved, chm
     write_count(out, c->total.parameters);
     fputs(complete ? " parameters, " : " parameters in the parts that are built, ", out);
     write_count(out, (int64_t)c->total.bytes);
-    fputs(" bytes in a file, ", out);
+    fputs(" bytes of weights in a file, ", out);
     write_count(out, (int64_t)c->state_bytes);
     fputs(" bytes of state a stream\n", out);
     heading(out, format, "Parameters and bytes");
@@ -398,7 +398,7 @@ static int write_check(const chm_card *card, check_report *c, bool resolved, chm
         if (status == CHM_OK) status = chm_table_print(&c->findings, format, out);
     }
     if (unbuilt && unbuilt[0]) {
-        heading(out, format, "Checked, but not built: these sections change nothing");
+        heading(out, format, "Checked, but not built or not used: these change nothing");
         for (int i = 0; unbuilt[i]; i++) fprintf(out, format == CHM_OUTPUT_MD ? "- %s\n" : "  %s\n", unbuilt[i]);
     }
     if (resolved) {

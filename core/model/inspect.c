@@ -8,8 +8,8 @@
 #include <math.h>
 #include <string.h>
 
-enum part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_OTHER, PARTS };
-static const char *const part_names[] = {"embedding", "mixers", "ffns", "norms", "other"};
+enum part { PART_EMBEDDING, PART_MIXERS, PART_FFNS, PART_NORMS, PART_LOOP, PART_OTHER, PARTS };
+static const char *const part_names[] = {"embedding", "mixers", "ffns", "norms", "loop", "other"};
 
 /* A parameter of a .b158, or a tensor of another file. */
 struct item {
@@ -41,10 +41,13 @@ struct report {
 
 /* ---- what the file says of its parameters ---- */
 
+/* The parts of chimera check: norms are those of the residual stream, a layer's own are the layer's. */
 static enum part part_of(const char *name) {
     const char *last = strrchr(name, '.');
-    if (strstr(last ? last : name, "norm")) return PART_NORMS;
-    if (!strncmp(name, "embedding", 9) || !strcmp(name, "head")) return PART_EMBEDDING;
+    last = last ? last + 1 : name;
+    if (!strcmp(last, "mixer_norm") || !strcmp(last, "ffn_norm") || !strcmp(name, "final_norm")) return PART_NORMS;
+    if (!strcmp(name, "embedding") || !strcmp(name, "head")) return PART_EMBEDDING;
+    if (!strncmp(name, "loop.", 5)) return PART_LOOP;
     if (strstr(name, ".mixer.")) return PART_MIXERS;
     if (strstr(name, ".ffn.")) return PART_FFNS;
     return PART_OTHER;

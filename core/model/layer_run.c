@@ -241,6 +241,9 @@ static int read_file(struct layer_run *run, const chm_runtime *r) {
         if (end == position || *end || errno != 0 || run->first < 0 || run->first > last_position)
             return chm_fail(CHM_E_DATA, "%s: metadata position '%s' is not the number of a row", run->path,
                             chm_quote(position).text);
+        if (run->first > (INT64_C(1) << 52) - run->rows)
+            return chm_fail(CHM_E_DATA, "%s: metadata position %lld: the last of %lld rows must be at most 2^52",
+                            run->path, (long long)run->first, (long long)run->rows);
         if (run->carried && run->first == 0)
             return chm_fail(CHM_E_DATA, "%s: there is a state, but position 0 is a document's start", run->path);
     }

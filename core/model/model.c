@@ -278,7 +278,8 @@ int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **o
     chm_arena_init(&m->arena);
     const chm_model_config *config = m->config;
     struct declaring s = {.m = m, .layer = -1, .part = "model"};
-    int status = CHM_OK;
+    int status = chm_card_buildable(card);
+    if (status) goto out;
     m->mixer = chm_arena_zero(&m->arena, (size_t)config->layers * sizeof *m->mixer);
     m->ffn = chm_arena_zero(&m->arena, (size_t)config->layers * sizeof *m->ffn);
     if (!m->mixer || !m->ffn) {

@@ -39,6 +39,7 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
         status = chm_fail_prefix(status, "%s", path);
         goto fail;
     }
+    chm_card_say_unused(m->card);
     *out = m;
     return CHM_OK;
 fail:

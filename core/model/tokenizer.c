@@ -545,9 +545,10 @@ static const char *special_name(const chm_tokenizer *t, int32_t id) {
     return t->ops->special != NULL && id >= 0 ? t->ops->special(t->self, id) : NULL;
 }
 
-/* A padding for the card: the special called so, else the end of text. */
+/* A padding for the card: the special called so, else the end of text; the bytes tokenizer's own, which has no name. */
 static int32_t padding_of(const chm_tokenizer *t) {
     static const char *const names[] = {"<|pad|>", "<pad>", "[PAD]"};
+    if (strcmp(t->plugin->name, "bytes") == 0) return t->ops->end_of_text(t->self) + 1;
     for (size_t n = 0; n < CHM_ARRAY_COUNT(names); n++)
         for (size_t i = 0; i < t->specials; i++)
             if (strcmp(t->special[i].text, names[n]) == 0) return t->special[i].id;

@@ -408,6 +408,7 @@ static int search_directory(chm_registry *r, const char *path, const char *origi
     if (path[0] != '/') {
         if (*path) {
             chm_fail(CHM_E_PLUGIN, "relative paths are not searched: give the whole path, beginning with /");
+            chm_log(CHM_LOG_WARN, "%s: %s: %s", origin, path, chm_error());
         } else {
             chm_fail(CHM_E_PLUGIN, "an empty entry would be the current directory, which is never searched");
         }

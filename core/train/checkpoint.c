@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char schema[] = "chimera-checkpoint-3";
+static const char schema[] = "chimera-checkpoint-4";
 
 /* Numbers of the run state, by name, so that saving and loading cannot drift apart. */
 struct integer_field {
@@ -29,9 +29,13 @@ static const struct integer_field integers[] = {
     {"reported", offsetof(chm_run_state, reported)},
     {"loop_rows", offsetof(chm_run_state, depth.rows)},
     {"loop_passes", offsetof(chm_run_state, depth.sum)},
+    {"gd_alphas", offsetof(chm_run_state, alphas)},
+    {"gd_betas", offsetof(chm_run_state, betas)},
 };
 static const struct integer_field reals[] = {
     {"loss", offsetof(chm_run_state, loss)},
+    {"gd_alpha", offsetof(chm_run_state, alpha)},
+    {"gd_beta", offsetof(chm_run_state, beta)},
     {"gradient_norm", offsetof(chm_run_state, gradient_norm)},
     {"reported_loss", offsetof(chm_run_state, reported_loss)},
     {"seconds", offsetof(chm_run_state, seconds)},
@@ -39,7 +43,7 @@ static const struct integer_field reals[] = {
     {"budget", offsetof(chm_run_state, budget)},
     {"closing", offsetof(chm_run_state, closing)},
 };
-enum { META_MOST = 9 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
+enum { META_MOST = 10 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
 
 /* "bytes:hash" of every document */
 static char *data_text(const chm_trainer *t) {
@@ -134,6 +138,7 @@ int chm_train_checkpoint_save(chm_trainer *t) {
     key[metas] = "version", value[metas++] = chm_version();
     key[metas] = "card", value[metas++] = t->card;
     key[metas] = "data", value[metas++] = data;
+    key[metas] = "training_kernels", value[metas++] = t->training_kernels;
     for (size_t i = 0; i < CHM_ARRAY_COUNT(integers); i++) {
         snprintf(field[metas], FIELD, "%" PRId64, *(const int64_t *)((const char *)&t->run + integers[i].offset));
         key[metas] = integers[i].name, value[metas] = field[metas];
@@ -323,6 +328,7 @@ int chm_train_checkpoint_load(chm_trainer *t) {
         goto out;
     }
     if ((status = compare_data(t, chm_safetensors_meta(file, "data"))) != CHM_OK) goto out;
+    chm_train_compare_kernels(t, chm_safetensors_meta(file, "training_kernels"));
     for (size_t i = 0; i < CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals); i++) {
         const bool real = i >= CHM_ARRAY_COUNT(integers);
         const struct integer_field *f = real ? &reals[i - CHM_ARRAY_COUNT(integers)] : &integers[i];

@@ -81,26 +81,24 @@ static void add_number(chm_string *line, const char *name, double x) {
 }
 
 static int write_header(chm_trainer *t) {
-    char card[20], data[20], *text = NULL, *kernels = chm_kernels_used(t->runtime);
+    char card[20], data[20], *text = NULL;
     int status = CHM_OK;
     chm_string line = {0};
     int64_t parameters = 0, embedding = 0;
-    if (kernels == NULL) return CHM_E_MEMORY;
     chm_model_parameter_count(t->model, &parameters, &embedding);
     snprintf(card, sizeof card, "%016llx", (unsigned long long)t->card_hash);
     snprintf(data, sizeof data, "%016llx", (unsigned long long)t->corpus.hash);
     const int64_t per_step = t->batch.streams * t->batch.rows;
     chm_json_begin();
     json_t *header = json_pack(
-        "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s}", "schema_version", LOG_SCHEMA, "event", "start",
-        "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
+        "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s s:s}", "schema_version", LOG_SCHEMA, "event",
+        "start", "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
         "data_files", (json_int_t)t->corpus.documents, "data_bytes", (json_int_t)t->corpus.bytes, "data_tokens",
         (json_int_t)t->corpus.tokens, "parameters", (json_int_t)parameters, "tokens_per_step", (json_int_t)per_step,
         "rows_per_pass", (json_int_t)(t->micro * t->batch.rows), "carry", (json_int_t)t->batch.carry, "threads",
-        t->runtime->threads, "kernels", kernels);
+        t->runtime->threads, "kernels", t->exact_kernels, "training_kernels", t->training_kernels);
     if (header != NULL) text = json_dumps(header, JSON_COMPACT);
     json_decref(header);
-    chm_text_free(kernels);
     if (text == NULL) return chm_fail(CHM_E_MEMORY, "out of memory for the header of %s", t->log_path);
     chm_string_add(&line, "%s", text);
     chm_free(text);
@@ -121,6 +119,23 @@ static int64_t whole_lines(const char *path) {
     return whole;
 }
 
+void chm_train_compare_kernels(const chm_trainer *t, const char *then) {
+    const char *now = t->training_kernels;
+    if (then == NULL || strcmp(then, now) == 0) return;
+    /* the same slots in the same order, unless another version wrote it */
+    while (*now && *then) {
+        const size_t n = strcspn(now, " "), m = strcspn(then, " ");
+        if (n != m || strncmp(now, then, n) != 0) break;
+        now += n + (now[n] == ' ');
+        then += m + (then[m] == ' ');
+    }
+    chm_train_message(
+        t,
+        "the run was trained with the kernel %.*s, now it is %.*s: from here on its bytes may differ from "
+        "those of a run that never stopped",
+        (int)strcspn(then, " "), then, (int)strcspn(now, " "), now);
+}
+
 int chm_train_log_open(chm_trainer *t, bool resume) {
     struct stat st;
     chm_string line = {0};
@@ -132,7 +147,9 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
     }
     const bool there = stat(t->log_path, &st) == 0;
     if (!there || st.st_size < t->run.log_bytes) {
-        chm_train_message(t, "%s is missing or shorter than the checkpoint knows it; going on at its end", t->log_path);
+        chm_train_message(t,
+                          "%s is missing or shorter than the checkpoint knows it; going on behind its last whole line",
+                          t->log_path);
         t->run.log_bytes = whole_lines(t->log_path);
     }
     if (there && truncate(t->log_path, (off_t)t->run.log_bytes) != 0)
@@ -140,7 +157,9 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
     t->log = fopen(t->log_path, "abe");
     if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
     begin_line(t, &line, "resume");
-    chm_string_add(&line, ",\"threads\":%d", t->runtime->threads);
+    /* names of plugins are plain words */
+    chm_string_add(&line, ",\"threads\":%d,\"kernels\":\"%s\",\"training_kernels\":\"%s\"", t->runtime->threads,
+                   t->exact_kernels, t->training_kernels);
     return finish_line(t, &line);
 }
 
@@ -189,6 +208,10 @@ int chm_train_report(chm_trainer *t, double lr) {
         add_number(&line, "loop_count_mean", (double)run->depth.sum / (double)CHM_MAX(run->depth.rows, 1));
         add_number(&line, "loop_spectral_radius", chm_loop_radius(&t->model->loop));
     }
+    if (chm_card_wants_metric(t->model->card, "gd_alpha_mean"))
+        add_number(&line, "gd_alpha_mean", run->alpha / (double)run->alphas);
+    if (chm_card_wants_metric(t->model->card, "gd_beta_mean"))
+        add_number(&line, "gd_beta_mean", run->beta / (double)run->betas);
     add_number(&line, "tokens_per_second", p.tokens_per_second);
     add_number(&line, "seconds", p.seconds);
     int status = finish_line(t, &line);
@@ -198,6 +221,8 @@ int chm_train_report(chm_trainer *t, double lr) {
     run->loss = 0;
     run->loss_targets = 0;
     run->depth = (chm_depth){0};
+    run->alpha = run->beta = 0;
+    run->alphas = run->betas = 0;
     t->last_report_at = now;
     t->last_report_step = run->step;
     if (t->options->progress != NULL) t->options->progress(t->options->user, &p);

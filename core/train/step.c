@@ -22,6 +22,26 @@ int64_t chm_train_group(const chm_trainer *t, int64_t first) {
     return count;
 }
 
+static chm_tensor *on_tap(void *user, chm_graph *g, const char *name, chm_tensor *x) {
+    chm_run_state *run = &((chm_trainer *)user)->run;
+    const int64_t n = x ? x->rows * x->width : 0;
+    (void)g;
+    if (strcmp(name, "gd.log_alpha") == 0) {
+        for (int64_t i = 0; i < n; i++) run->alpha += exp((double)x->data[i]);
+        run->alphas += n;
+    } else if (strcmp(name, "gd.beta") == 0) {
+        for (int64_t i = 0; i < n; i++) run->beta += (double)x->data[i];
+        run->betas += n;
+    }
+    return x;
+}
+
+void chm_train_watch(chm_trainer *t) {
+    const chm_card *card = t->model->card;
+    if (chm_card_wants_metric(card, "gd_alpha_mean") || chm_card_wants_metric(card, "gd_beta_mean"))
+        chm_context_on_tap(t->context, on_tap, t);
+}
+
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets) {
     const chm_batch *b = &t->batch;
@@ -99,6 +119,8 @@ static void clear_streams(chm_trainer *t) {
 void chm_train_clear_all(chm_trainer *t) {
     chm_train_clear(t);
     t->run.depth = (chm_depth){0};
+    t->run.alpha = t->run.beta = 0;
+    t->run.alphas = t->run.betas = 0;
     memset(t->m, 0, (size_t)t->floats * sizeof *t->m);
     memset(t->v, 0, (size_t)t->floats * sizeof *t->v);
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) chm_stream_reset(&t->stream[s]);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -65,6 +66,7 @@ static int load_card(chm_trainer *t) {
     status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
     if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
     t->model->made_with = &t->tokenizer;
+    chm_card_say_unused(t->model->card);
     return CHM_OK;
 }
 
@@ -121,7 +123,12 @@ static int allocate(chm_trainer *t) {
         for (int64_t s = 0; s < t->batch.streams; s++)
             if ((status = chm_stream_init(&t->stream[s], &m->layout)) != CHM_OK) return status;
     }
-    return chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
+    t->exact_kernels = chm_kernels_used(t->runtime);
+    t->training_kernels = chm_kernels_training(t->runtime);
+    if (t->exact_kernels == NULL || t->training_kernels == NULL) return CHM_E_MEMORY;
+    status = chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
+    if (status == CHM_OK) chm_train_watch(t);
+    return status;
 }
 
 /* ---- the run directory ---- */
@@ -460,19 +467,34 @@ static int run(chm_trainer *t) {
     return status == CHM_OK ? save(t) : status;
 }
 
+/* Whether the run is done, but its numbers are not those of a model that learnt. */
+static bool diverged(const chm_trainer *t) {
+    return !isfinite(t->run.reported_loss) || t->run.skipped * 2 > t->run.step;
+}
+
 static int finish(chm_trainer *t, chm_train_result *result) {
     int status;
     if (t->options->validation_count > 0) {
         chm_score score;
-        if ((status = validate(t, 0, &score)) != CHM_OK)
-            return status != CHM_E_INTERRUPTED
-                       ? status
-                       : chm_fail(status, "stopped while the held-out text was scored; the model is "
-                                          "trained and saved, --resume scores it");
-        result->validation_bits_per_byte = score.bits_per_byte;
-        if ((status = chm_train_log_validation(t, &score)) != CHM_OK) return status;
+        status = validate(t, 0, &score);
+        if (status == CHM_E_INTERRUPTED)
+            return chm_fail(status,
+                            "stopped while the held-out text was scored; the model is trained and saved, --resume "
+                            "scores it");
+        if (status != CHM_OK && !diverged(t)) return status; /* else that has a sentence below */
+        if (status == CHM_OK) {
+            result->validation_bits_per_byte = score.bits_per_byte;
+            if ((status = chm_train_log_validation(t, &score)) != CHM_OK) return status;
+        }
     }
-    return chm_train_log_end(t);
+    if ((status = chm_train_log_end(t)) != CHM_OK || !diverged(t)) return status;
+    char loss[64] = "not finite";
+    if (isfinite(t->run.reported_loss)) snprintf(loss, sizeof loss, "%.4f", t->run.reported_loss);
+    return chm_fail(
+        CHM_E_VERDICT,
+        "the run diverged: %lld of %lld steps were skipped and the last reported loss is %s; %s is saved all "
+        "the same: begin again with a lower training.phases.pretrain.lr (now %g) or grad_clip (now %g)",
+        (long long)t->run.skipped, (long long)t->run.step, loss, t->model_path, t->config->lr, t->config->grad_clip);
 }
 
 static void release(chm_trainer *t) {
@@ -498,6 +520,8 @@ static void release(chm_trainer *t) {
     chm_model_destroy(t->model);
     chm_string_finish(&t->metrics);
     chm_free(t->card);
+    chm_text_free(t->exact_kernels);
+    chm_text_free(t->training_kernels);
     chm_free(t->log_path);
     chm_free(t->checkpoint_path);
     chm_free(t->model_path);
@@ -546,8 +570,12 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
     status = resume ? go_on(&t) : begin(&t);
     if (status != CHM_OK) goto out;
     if (!options->dry_run) {
-        if ((status = run(&t)) == CHM_OK) status = finish(&t, result);
-        result->finished = status == CHM_OK;
+        bool whole = false;
+        if ((status = run(&t)) == CHM_OK) {
+            status = finish(&t, result);
+            whole = status == CHM_OK || status == CHM_E_VERDICT;
+        }
+        result->finished = whole;
     }
     int64_t embedding = 0;
     chm_model_parameter_count(t.model, &result->parameters, &embedding);

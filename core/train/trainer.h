@@ -23,17 +23,19 @@ typedef struct chm_run_state {
     int64_t settled; /* whether steps is final */
     int64_t applied; /* steps that moved the weights: the t of Adam */
     int64_t skipped, skipped_in_a_row;
-    int64_t log_bytes;    /* length of log.jsonl */
-    double loss;          /* summed since the last report, nats */
-    int64_t loss_targets; /* and over how many targets */
-    int64_t reported;     /* step of the last report */
-    chm_depth depth;      /* passes of the loop since the last report */
-    double gradient_norm; /* of the last step that had one */
-    double reported_loss; /* nats per token of the last report; NaN: none yet */
-    double seconds;       /* wall time of all sessions up to this checkpoint */
-    double rate;          /* tokens per second of the calibration */
-    double budget;        /* in seconds, over all sessions; 0: the run is of a number of tokens */
-    double closing;       /* seconds that the last validation and checkpoint take */
+    int64_t log_bytes;     /* length of log.jsonl */
+    double loss;           /* summed since the last report, nats */
+    int64_t loss_targets;  /* and over how many targets */
+    int64_t reported;      /* step of the last report */
+    chm_depth depth;       /* passes of the loop since the last report */
+    double alpha, beta;    /* sums of gd.log_alpha's exponentials and of gd.beta since the last report */
+    int64_t alphas, betas; /* and over how many values */
+    double gradient_norm;  /* of the last step that had one */
+    double reported_loss;  /* nats per token of the last report; NaN: none yet */
+    double seconds;        /* wall time of all sessions up to this checkpoint */
+    double rate;           /* tokens per second of the calibration */
+    double budget;         /* in seconds, over all sessions; 0: the run is of a number of tokens */
+    double closing;        /* seconds that the last validation and checkpoint take */
 } chm_run_state;
 
 typedef struct chm_trainer {
@@ -47,8 +49,9 @@ typedef struct chm_trainer {
     chm_corpus corpus;
     chm_context *context;
     chm_batch batch;
-    int64_t micro; /* segments of one pass */
-    char *card;    /* resolved, JSON */
+    int64_t micro;                          /* segments of one pass */
+    char *card;                             /* resolved, JSON */
+    char *exact_kernels, *training_kernels; /* "slot=backend ..." */
     uint64_t card_hash;
 
     chm_piece *piece;
@@ -84,6 +87,8 @@ typedef struct chm_trainer {
 void chm_train_message(const chm_trainer *t, const char *format, ...) CHM_PRINTF(2, 3);
 /* Opens log.jsonl: new with its header, or cut back to where the checkpoint left it. */
 int chm_train_log_open(chm_trainer *t, bool resume);
+/* Says that a kernel of training is another than the checkpoint's: its last bits may differ from then on. */
+void chm_train_compare_kernels(const chm_trainer *t, const char *then);
 int chm_train_log_line(chm_trainer *t, const chm_string *line); /* adds the newline, flushes */
 int chm_train_report(chm_trainer *t, double lr);
 /* A layer's number for the next report: a chm_layer_report of the trainer. */
@@ -109,6 +114,8 @@ int64_t chm_train_group(const chm_trainer *t, int64_t first);
  * accumulate. */
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets);
+/* Adds up what diagnostics.metrics asks for of the values that layers show. */
+void chm_train_watch(chm_trainer *t);
 double chm_train_norm(chm_trainer *t);    /* of the gradient, over all parameters */
 void chm_train_clear(chm_trainer *t);     /* gradients and tallies to zero */
 void chm_train_clear_all(chm_trainer *t); /* and the optimiser, and the streams */
