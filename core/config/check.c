@@ -828,11 +828,20 @@ static void list_unread(chm_card *card, size_t *count) {
     chm_string_finish(&names);
 }
 
-/* Options of layers that the card gives and no layer of it has. */
+/* Whether somebody said so for this very run. */
+static bool is_overridden(const chm_value *v) {
+    if (strcmp(v->origin, "--set") == 0 || strncmp(v->origin, "CHIMERA_", 8) == 0) return true;
+    for (const chm_value *child = v->type == CHM_VALUE_OBJECT ? v->first : NULL; child; child = child->next)
+        if (is_overridden(child)) return true;
+    return false;
+}
+
+/* Options of layers that are set and no layer of the card has. Those of the card itself or an ini file may be there for
+ * another pattern. */
 static void list_idle(chm_card *card, size_t *count) {
     const chm_model_config *m = &card->model;
     for (const chm_value *v = card->root->first; v; v = v->next) {
-        if (!v->plugin || v->plugin->kind != CHM_KIND_LAYER || !is_given(v)) continue;
+        if (!v->plugin || v->plugin->kind != CHM_KIND_LAYER || !is_overridden(v)) continue;
         bool used = card->one_layer;
         for (int64_t i = 0; i < m->layers && !used; i++)
             used = (m->mixer[i] && strcmp(m->mixer[i], v->plugin->name) == 0) ||
