@@ -307,7 +307,7 @@ static double loss_of(chm_model *m, chm_context *c, int passes, bool backward) {
     }
     const chm_rows rows = {STREAMS * T, parent, position};
     chm_depth depth = {.passes = passes};
-    double loss;
+    double loss = NAN;
     assert_int_equal(chm_context_begin(c, &rows, NULL, STREAMS, CHM_PASS_TRAIN), CHM_OK);
     chm_tensor *logits = chm_model_forward(m, c, id, NULL, &depth);
     if (chm_context_status(c) || chm_cross_entropy(c, logits, target, 258, 1.0f / (STREAMS * T), &loss, &counted))

@@ -586,16 +586,18 @@ static void test_layers_pass(void **state) {
         uint32_t count;
         int64_t rows;
     } cases[] = {
-        {{NULL}, 0, 0},
-        {{"titans.chunk=5", "titans.local_window_size=20", "titans.segment_carry=0.5"}, 3, 30},
-        {{"titans.update=before", "titans.retrieve=current", "titans.short_conv=0"}, 3, 40},
-        {{"titans.core=window_softmax", "titans.local_window_size=16"}, 2, 40},
-        {{"titans.retrieve=none", "titans.persistent_memory_slots=0", "rms_norm_before_every_linear=false"}, 3, 33},
-        {{"titans.core=window_softmax", "titans.persistent_memory_slots=0", "titans.local_window_size=32",
-          "titans.update=before", "titans.retrieve=none"},
+        {{NULL}, 0, 40},
+        {{"num_heads=2", "head_dim=7", "titans.chunk=5", "titans.local_window_size=20", "titans.segment_carry=0.5"},
          5,
-         33},
-        {{"num_heads=1", "head_dim=64", "titans.persistent_memory_slots=3"}, 3, 40},
+         30},
+        {{"num_heads=2", "head_dim=12", "titans.update=before", "titans.retrieve=current", "titans.short_conv=0"},
+         5,
+         24},
+        {{"num_heads=2", "head_dim=12", "titans.core=window_softmax", "titans.local_window_size=16"}, 4, 24},
+        {{"num_heads=1", "titans.core=window_softmax", "titans.persistent_memory_slots=0", "titans.retrieve=none",
+          "titans.update=before"},
+         5,
+         20},
     };
     static const char *const both[] = {"split",
                                        "batch",

@@ -19,7 +19,7 @@
  *     messages without pointers: fixed-width little-endian members, places as offsets from the start of the message;
  *   - capabilities: enum chm_capability, none granted by this host;
  *   - enum chm_mode: how far a plugin that changes what a model does is let in;
- *   - named taps, chm_tap() of tensor.h: "mlp.w_down.in" is there; "titans.surprise" and "loop.residual" are taken;
+ *   - named taps, chm_tap() of tensor.h: "mlp.w_down.in" and "titans.surprise" are there; "loop.residual" is taken;
  *   - a low-rank addend of one stream to a ternary linear, terms of the energy that SK minimises, hooks on logits and
  * on the depth of the loop: members of the ops structs that have `reserved` room for them;
  *   - places in files are 64 bits wide; collectives reduce in a fixed order, that of the ranks.
