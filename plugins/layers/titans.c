@@ -1031,9 +1031,8 @@ static void again_backward(struct work *w, const struct segment *s, struct back 
         scatter_add(dquestion[IN_CONTEXT] + context, h->in_stride[IN_CONTEXT], w->temporary[0], s->rows, w->d);
 }
 
-static void clear_weights(const struct work *w, const struct segment *s, struct back *b) {
+static void clear_weights(const struct segment *s, struct back *b) {
     const int64_t total = s->before + s->rows, n = total + 1;
-    (void)w;
     memset(b->J, 0, (size_t)(n * n) * sizeof(double));
     memset(b->K, 0, (size_t)(n * n) * sizeof(double));
     memset(b->D, 0, (size_t)n * sizeof(double));
@@ -1045,7 +1044,7 @@ static void segment_backward(struct work *w, const struct segment *s, struct bac
     const struct titans *t = w->t;
     const int64_t d = w->d, rows = s->rows, n = rows * d;
     run_segment(w, s, h, in, true);
-    clear_weights(w, s, b);
+    clear_weights(s, b);
     if (folded) fold_backward(w, s, b);
     if (!rows) {
         weights_backward(w, s, b);
@@ -1183,7 +1182,7 @@ static void titans_read_backward(const chm_head *h, void *const *state, const fl
         const struct segment *s = &all.of[i];
         if (!s->rows) continue;
         run_segment(&w, s, h, in, false);
-        clear_weights(&w, s, &b);
+        clear_weights(s, &b);
         memset(b.log, 0, (size_t)(LOG_PARTS * w.t->chunk * w.d) * sizeof(float));
         memset(b.gates, 0, (size_t)(GATES * w.t->chunk) * sizeof(float));
         advance_backward(&w, s, &b);
