@@ -28,6 +28,7 @@ static const struct cli_option options[] = {
      .type = CLI_TOKENS,
      .value = "N",
      .min = 1,
+     .max = CHM_TRAIN_TOKENS_MAX,
      .unit = "tokens",
      .doc = "tokens to read (5M works); else the card's number"},
     {.name = "resume",

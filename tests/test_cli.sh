@@ -129,6 +129,8 @@ expect 2 'a number of seconds' train card.json --data text.txt --out x --seconds
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 5X
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 0
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 99999999999999999999
+expect 2 'of tokens' train card.json --data text.txt --out x --tokens 1000001T
+expect 0 '' train card.json --data text.txt --dry-run --tokens 1000000T # nothing overflows
 expect 2 'two budgets' train card.json --data text.txt --out x --tokens 5 --seconds 5
 expect 2 '1..256' version --threads 0
 expect 2 '1..256' version --threads 257

@@ -44,8 +44,8 @@ typedef struct chm_value {
 
 enum { CHM_CARD_MAX_BYTES = 1 << 20, CHM_CARD_MAX_DEPTH = 64, CHM_CARD_MAX_VALUES = 10000 };
 
-/* A JSON object of at most 1 MiB, 64 levels deep, 10,000 values, UTF-8, no duplicate keys, nothing after it. `name` stands for the
- * file in sentences and origins and must live as long as the arena. */
+/* A JSON object of at most 1 MiB, 64 levels deep, 10,000 values, UTF-8, no duplicate keys, nothing after it. `name`
+ * stands for the file in sentences and origins and must live as long as the arena. */
 int chm_value_parse(const char *name, const char *text, size_t bytes, chm_arena *arena, chm_value **out);
 /* One JSON value of any type; NULL when `text` is none (no sentence is recorded then) or out of memory (*failed). */
 chm_value *chm_value_scalar(const char *text, chm_arena *arena, bool *failed);

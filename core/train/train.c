@@ -33,8 +33,9 @@ static int check_options(const chm_train_options *o, const chm_train_result *res
     if (o->data_count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
     if (o->seconds != 0 && o->tokens != 0)
         return chm_fail(CHM_E_CONFIG, "a budget in seconds and one in tokens: give one of them");
-    if (!(o->seconds >= 0) || !isfinite(o->seconds) || o->tokens < 0)
-        return chm_fail(CHM_E_CONFIG, "a budget is a positive number of seconds or of tokens");
+    if (!(o->seconds >= 0) || !isfinite(o->seconds) || o->tokens < 0 || (double)o->tokens > CHM_TRAIN_TOKENS_MAX)
+        return chm_fail(CHM_E_CONFIG, "a budget is a positive number of seconds or of tokens, at most %g of these",
+                        CHM_TRAIN_TOKENS_MAX);
     if (!(o->checkpoint_seconds >= 0))
         return chm_fail(CHM_E_CONFIG, "the interval between checkpoints is a positive number of seconds");
     return CHM_OK;
@@ -209,14 +210,14 @@ static int lock_directory(chm_trainer *t) {
     const char *path = t->lock_path;
     t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (t->lock < 0)
-        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot write", path);
     else if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
         status = errno == EWOULDBLOCK
                      ? chm_fail(CHM_E_CONFIG,
                                 "%s: another process is training there (it holds %s); wait for it, or name "
                                 "another --out",
                                 t->options->out, path)
-                     : chm_fail(CHM_E_DATA, "%s: cannot lock: %s", path, strerror(errno));
+                     : chm_fail_system("%s: cannot lock", path);
     if (status == CHM_OK) remove_unfinished(t);
     return status;
 }

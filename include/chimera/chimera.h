@@ -118,6 +118,9 @@ typedef struct chm_progress {
     const char *message; /* a line for the log instead of numbers (forecast, calibration, checkpoint); or NULL */
 } chm_progress;
 
+/* The largest budget in tokens, of a card as of the options. */
+#define CHM_TRAIN_TOKENS_MAX 1e18
+
 typedef struct chm_train_options {
     uint32_t size;
     uint32_t data_count, validation_count;
