@@ -102,6 +102,17 @@ static void fails_when_told_to(void **state) {
     chm_free(b);
     chm_free(NULL);
     assert_null(chm_alloc_aligned(SIZE_MAX - 3));
+    /* more than there is would be granted, and the process ended once it is used */
+    chm_available_memory_pretend(1000000000);
+    assert_null(chm_alloc(1000000001));
+    assert_non_null(strstr(chm_error(), "1000000001 bytes are needed at once, and this machine has 1000000000 free"));
+    assert_null(chm_alloc_aligned(1000000001));
+    assert_int_equal(chm_failed(CHM_E_DATA), CHM_E_MEMORY);
+    void *large = chm_alloc(300000000);
+    assert_non_null(large);
+    chm_free(large);
+    chm_available_memory_pretend(0);
+    assert_true(chm_available_memory(true) > 0 && chm_available_memory(false) > 0);
     char *text = chm_format("%s-%d", "a", 7);
     assert_string_equal(text, "a-7");
     chm_free(text);

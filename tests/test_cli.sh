@@ -133,6 +133,8 @@ for tokens in 1.5 1.M 1.0005K .5M 99999999999999.5M; do
 done
 expect 0 '2 steps' train card.json --data text.txt --dry-run --tokens 1.024K # as in a card
 expect 2 'of tokens' train card.json --data text.txt --out x --tokens 99999999999999999999
+expect 2 'of tokens' train card.json --data text.txt --out x --tokens 1000001T
+expect 0 '' train card.json --data text.txt --dry-run --tokens 1000000T # nothing overflows
 expect 2 'two budgets' train card.json --data text.txt --out x --tokens 5 --seconds 5
 expect 2 '1..256' version --threads 0
 expect 2 '1..256' version --threads 257

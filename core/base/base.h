@@ -19,6 +19,8 @@
 /* Records "format" as this thread's sentence and returns status. Arguments may come from anywhere: what a terminal
  * would obey, a newline too, becomes '?' (chm_printable). */
 int chm_fail(int status, const char *format, ...) CHM_PRINTF(2, 3);
+/* The same, with what the system says (errno) at the end: CHM_E_MEMORY where that is memory, else CHM_E_DATA. */
+int chm_fail_system(const char *format, ...) CHM_PRINTF(1, 2);
 /* The same for several problems, a line each. */
 int chm_fail_lines(int status, const char *format, ...) CHM_PRINTF(2, 3);
 /* Puts "prefix: " before the sentence already recorded; returns status. */
@@ -38,6 +40,7 @@ void chm_log_to(chm_log_writer writer);
 void chm_log(enum chm_log_level level, const char *format, ...) CHM_PRINTF(2, 3);
 
 /* ---- memory: every allocation of libchimera goes through these, so that tests can fail each in turn ---- */
+/* What is larger than all that is available is refused: the system would grant it, and end the process later. */
 void *chm_alloc(size_t bytes);            /* zeroed; sets the error sentence and returns NULL */
 void *chm_alloc_aligned(size_t bytes);    /* zeroed, 64-byte aligned; release with chm_free */
 void *chm_realloc(void *p, size_t bytes); /* not for aligned blocks; new bytes undefined */
@@ -50,6 +53,12 @@ void chm_alloc_fail_after(long n);
 void chm_alloc_fail_once(long n);
 /* Number of allocations made so far (any thread). */
 uint64_t chm_alloc_count(void);
+
+/* Bytes this process may still take: MemAvailable, or less under a control group's limit; 0: unknown. With `swap` what
+ * may be swapped out is counted too. */
+uint64_t chm_available_memory(bool swap);
+/* Test hook: pretend that this much is available; 0 turns it off. */
+void chm_available_memory_pretend(uint64_t bytes);
 
 /* ---- arena: bump allocation, 64-byte aligned, freed all at once; keeps its blocks on reset ---- */
 typedef struct chm_arena {

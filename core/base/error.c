@@ -1,6 +1,7 @@
 /* error.c: the sentence of the last failure, one a thread, and the log. */
 #include "base/base.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,16 @@ int chm_fail(int status, const char *format, ...) {
     record(status, false, format, args);
     va_end(args);
     return status;
+}
+
+int chm_fail_system(const char *format, ...) {
+    const int error = errno;
+    char text[LINE];
+    va_list args;
+    va_start(args, format);
+    chm_fit(text, sizeof text, format, args);
+    va_end(args);
+    return chm_fail(error == ENOMEM ? CHM_E_MEMORY : CHM_E_DATA, "%s: %s", text, error ? strerror(error) : "an error");
 }
 
 int chm_fail_lines(int status, const char *format, ...) {

@@ -17,9 +17,9 @@ int chm_map_open(chm_map *m, const char *path) {
     struct stat st;
     memset(m, 0, sizeof *m);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", path, strerror(errno));
+    if (fd < 0) return chm_fail_system("%s: cannot open", path);
     if (fstat(fd, &st)) {
-        status = chm_fail(CHM_E_DATA, "%s: cannot stat: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot stat", path);
         goto out;
     }
     if (!S_ISREG(st.st_mode)) {
@@ -29,8 +29,7 @@ int chm_map_open(chm_map *m, const char *path) {
     if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) {
-            status = chm_fail(errno == ENOMEM ? CHM_E_MEMORY : CHM_E_DATA, "%s: cannot map %lld bytes: %s", path,
-                              (long long)st.st_size, strerror(errno));
+            status = chm_fail_system("%s: cannot map %lld bytes", path, (long long)st.st_size);
             goto out;
         }
         m->mapping = p;
@@ -53,13 +52,13 @@ int chm_read_file(const char *path, uint64_t limit, char **text, size_t *size) {
     *text = NULL;
     *size = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", path, strerror(errno));
+    if (fd < 0) return chm_fail_system("%s: cannot open", path);
     for (;;) {
         char buffer[16384];
         ssize_t n = read(fd, buffer, sizeof buffer);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
-            status = chm_fail(CHM_E_DATA, "%s: cannot read: %s", path, strerror(errno));
+            status = chm_fail_system("%s: cannot read", path);
             goto out;
         }
         if ((uint64_t)n > limit - s.length) {
@@ -107,7 +106,7 @@ int chm_writer_open(chm_writer *w, const char *path) {
     const char *name = direct ? w->path : w->temporary;
     fd = open(name, direct ? O_WRONLY | O_CLOEXEC : O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (fd < 0) {
-        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot write", path);
         chm_free(w->temporary);
         w->temporary = NULL; /* not ours to remove */
         goto failed;
@@ -115,7 +114,7 @@ int chm_writer_open(chm_writer *w, const char *path) {
     if (!direct && exists) (void)!fchmod(fd, st.st_mode & 07777);
     w->file = fdopen(fd, "wb");
     if (!w->file) {
-        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot write", path);
         close(fd);
         goto failed;
     }
@@ -126,8 +125,7 @@ failed:
 }
 
 int chm_writer_write(chm_writer *w, const void *data, size_t bytes) {
-    if (bytes && fwrite(data, 1, bytes, w->file) != bytes)
-        return chm_fail(CHM_E_DATA, "%s: cannot write: %s", w->path, strerror(errno));
+    if (bytes && fwrite(data, 1, bytes, w->file) != bytes) return chm_fail_system("%s: cannot write", w->path);
     return CHM_OK;
 }
 
@@ -168,7 +166,8 @@ int chm_writer_commit(chm_writer *w) {
         error = errno;
     }
     if (bad) {
-        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", w->path, error ? strerror(error) : "write error");
+        errno = error;
+        status = chm_fail_system("%s: cannot write", w->path);
     } else if (w->temporary) {
         sync_directory(w->path);
         chm_free(w->temporary);

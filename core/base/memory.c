@@ -1,6 +1,7 @@
 /* memory.c: the one door to the heap. Tests make the n-th allocation fail here. */
 #include "base/base.h"
 
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,10 +37,60 @@ static void *counted(void *p, size_t bytes) {
     return p;
 }
 
-void *chm_alloc(size_t bytes) { return counted(allowed() ? calloc(1, bytes ? bytes : 1) : NULL, bytes); }
+/* ---- what there is ---- */
+
+static atomic_uint_fast64_t pretended;
+
+void chm_available_memory_pretend(uint64_t bytes) { atomic_store(&pretended, bytes); }
+
+static bool read_number(const char *path, const char *label, uint64_t *out) {
+    char line[256];
+    bool found = false;
+    FILE *f = fopen(path, "re");
+    if (f == NULL) return false;
+    while (!found && fgets(line, sizeof line, f) != NULL) {
+        char *end;
+        if (strncmp(line, label, strlen(label)) != 0) continue;
+        *out = strtoull(line + strlen(label), &end, 10);
+        found = end != line + strlen(label);
+    }
+    fclose(f);
+    return found;
+}
+
+uint64_t chm_available_memory(bool swap) {
+    uint64_t kib, most, used, bytes = atomic_load(&pretended);
+    if (bytes) return bytes;
+    if (read_number("/proc/meminfo", "MemAvailable:", &kib)) bytes = kib * 1024;
+    if (swap && bytes && read_number("/proc/meminfo", "SwapFree:", &kib)) bytes += kib * 1024;
+    /* a container may have less than the machine; "max" is no number and means no limit */
+    if (read_number("/sys/fs/cgroup/memory.max", "", &most) &&
+        read_number("/sys/fs/cgroup/memory.current", "", &used)) {
+        const uint64_t rest = most > used ? most - used : 1;
+        if (bytes == 0 || rest < bytes) bytes = rest;
+    }
+    return bytes;
+}
+
+/* ---- taking it ---- */
+
+static bool fits(size_t bytes) {
+    enum { LARGE = 1 << 28 }; /* less than this is not worth the look */
+    const uint64_t available = bytes < LARGE ? 0 : chm_available_memory(true);
+    if (available == 0 || bytes <= available) return true;
+    chm_fail(CHM_E_MEMORY, "out of memory: %zu bytes are needed at once, and this machine has %" PRIu64 " free", bytes,
+             available);
+    return false;
+}
+
+void *chm_alloc(size_t bytes) {
+    if (!fits(bytes)) return NULL;
+    return counted(allowed() ? calloc(1, bytes ? bytes : 1) : NULL, bytes);
+}
 
 void *chm_alloc_aligned(size_t bytes) {
     void *p = NULL;
+    if (!fits(bytes)) return NULL;
     if (bytes <= SIZE_MAX - 64) {
         size_t rounded = bytes ? (bytes + 63) & ~(size_t)63 : 64;
         if (allowed()) p = aligned_alloc(64, rounded);

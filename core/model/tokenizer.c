@@ -278,6 +278,7 @@ enum source { SOURCE_CARD, SOURCE_MODEL, SOURCE_FILE, SOURCE_NONE };
  */
 static enum source sniff(const char *path, const char **type) {
     unsigned char head[64] = {0};
+    errno = 0;
     FILE *file = fopen(path, "rb");
     if (file == NULL) return SOURCE_NONE;
     const size_t n = fread(head, 1, sizeof head - 1, file);
@@ -339,6 +340,7 @@ int chm_tokenizer_create(chm_runtime *r, const char *source, const char *type, c
     const enum source kind = sniff(source, &sniffed);
     int status = CHM_OK;
     *out = NULL;
+    if (kind == SOURCE_NONE && errno == ENOMEM) return chm_fail_system("%s: cannot open", source);
     if (type == NULL) type = sniffed;
     if (kind == SOURCE_NONE && type == NULL) {
         if (strchr(source, '/') == NULL && strchr(source, '.') == NULL)
@@ -448,7 +450,7 @@ int chm_tokenizer_encode(const chm_tokenizer *t, FILE *in, const char *name, boo
             ended = got == 0;
         }
         if (ferror(in)) {
-            status = chm_fail(CHM_E_DATA, "%s: cannot read: %s", name, errno ? strerror(errno) : "an error");
+            status = chm_fail_system("%s: cannot read", name);
             break;
         }
         const struct chm_special_token *special = longest ? find_special(t, buffer, held, &at) : NULL;
@@ -529,7 +531,7 @@ static int count_ids(void *user, const int32_t *ids, int64_t n) {
 
 static int measure(const chm_tokenizer *t, struct measured *m) {
     FILE *file = fopen(m->path, "rb");
-    if (file == NULL) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", m->path, strerror(errno));
+    if (file == NULL) return chm_fail_system("%s: cannot open", m->path);
     int status = chm_tokenizer_encode(t, file, m->path, false, count_ids, m);
     if (status == CHM_OK) {
         m->bytes = (int64_t)ftello(file);
@@ -668,7 +670,7 @@ struct teacher {
 };
 
 static void teacher_fails(struct teacher *q, const char *path, const char *doing) {
-    chm_fail(CHM_E_DATA, "%s: cannot %s: %s", path, doing, strerror(errno));
+    chm_fail_system("%s: cannot %s", path, doing);
     q->failed = true;
 }
 

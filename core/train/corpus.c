@@ -22,9 +22,9 @@ int chm_text_open(chm_text *t, const char *path, const struct chm_tokenizer_ops 
     t->self = self;
     /* NONBLOCK: a pipe must be refused below, not waited for */
     t->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (t->fd < 0) return chm_fail(CHM_E_DATA, "%s: cannot open: %s", path, strerror(errno));
+    if (t->fd < 0) return chm_fail_system("%s: cannot open", path);
     if (fstat(t->fd, &st) != 0) {
-        status = chm_fail(CHM_E_DATA, "%s: cannot stat: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot stat", path);
         goto fail;
     }
     if (S_ISDIR(st.st_mode)) {
@@ -69,7 +69,7 @@ static int fill(chm_text *t) {
         const size_t want = (size_t)CHM_MIN((int64_t)(t->capacity - t->held), t->size - t->read);
         const ssize_t n = read(t->fd, t->buffer + t->held, want);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return chm_fail(CHM_E_DATA, "%s: cannot read: %s", t->path, strerror(errno));
+        if (n < 0) return chm_fail_system("%s: cannot read", t->path);
         if (n == 0)
             return chm_fail(CHM_E_DATA, "%s: ended at byte %lld of %lld: it became shorter while it was read", t->path,
                             (long long)t->read, (long long)t->size);

@@ -56,7 +56,7 @@ static int score_file(const chm_score_request *q, chm_context *context, chm_stre
         for (int64_t r = 0; r < n; r++) total->nats += nats[r];
         for (int64_t r = 0; q->logits != NULL && r < n; r++)
             if (fwrite(logits->data + r * logits->width, sizeof(float), (size_t)vocab, q->logits) != (size_t)vocab)
-                return chm_fail(CHM_E_DATA, "cannot write logits: %s", strerror(errno));
+                return chm_fail_system("cannot write logits");
         if (!isfinite(total->nats))
             return chm_fail(CHM_E_DATA,
                             "%s: token %lld has no finite probability: the model is damaged or its training diverged "

@@ -9,38 +9,6 @@ enum { PROBE_ROWS = 64, MOST_SAMPLES = 512 };
 
 /* ---- memory ---- */
 
-static uint64_t pretended;
-
-void chm_available_memory_pretend(uint64_t bytes) { pretended = bytes; }
-
-static bool read_number(const char *path, const char *label, uint64_t *out) {
-    char line[256];
-    bool found = false;
-    FILE *f = fopen(path, "re");
-    if (f == NULL) return false;
-    while (!found && fgets(line, sizeof line, f) != NULL) {
-        char *end;
-        if (strncmp(line, label, strlen(label)) != 0) continue;
-        *out = strtoull(line + strlen(label), &end, 10);
-        found = end != line + strlen(label);
-    }
-    fclose(f);
-    return found;
-}
-
-uint64_t chm_available_memory(void) {
-    uint64_t kib, most, used, bytes = 0;
-    if (pretended) return pretended;
-    if (read_number("/proc/meminfo", "MemAvailable:", &kib)) bytes = kib * 1024;
-    /* a container may have less than the machine; "max" is no number and means no limit */
-    if (read_number("/sys/fs/cgroup/memory.max", "", &most) &&
-        read_number("/sys/fs/cgroup/memory.current", "", &used)) {
-        const uint64_t rest = most > used ? most - used : 1;
-        if (bytes == 0 || rest < bytes) bytes = rest;
-    }
-    return bytes;
-}
-
 static const char *amount(double bytes, char text[32]) {
     if (bytes < 1e6)
         snprintf(text, 32, "%.0f kB", bytes / 1e3);
@@ -92,7 +60,7 @@ static struct parts known_parts(const chm_trainer *t) {
 
 int chm_train_check_memory(chm_trainer *t) {
     char a[32], b[32];
-    const uint64_t free_bytes = chm_available_memory();
+    const uint64_t free_bytes = chm_available_memory(false);
     const struct parts p = known_parts(t);
     const uint64_t need = p.weights + p.gradients + p.optimiser + p.streams + p.data;
     if (free_bytes == 0 || need <= free_bytes) return CHM_OK;
@@ -136,7 +104,7 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     chm_train_plan(t, 0);
     if ((status = chm_train_micro(t, 0, b->streams - 1, 1, few, scale, &loss, &targets)) != CHM_OK) return status;
     const double guess = (double)chm_context_bytes(t->context) * (double)all / (double)few;
-    const uint64_t free_bytes = chm_available_memory();
+    const uint64_t free_bytes = chm_available_memory(false);
     if (all > few && free_bytes != 0 && guess > (double)free_bytes) {
         return chm_fail(CHM_E_MEMORY,
                         "a training pass of %lld rows needs about %s and this machine has %s free: lower "

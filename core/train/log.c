@@ -55,7 +55,7 @@ int chm_train_log_line(chm_trainer *t, const chm_string *line) {
         return chm_fail(CHM_E_MEMORY, "out of memory for a line of %s", t->log_path);
     if (fwrite(line->text, 1, line->length, t->log) != line->length || fputc('\n', t->log) == EOF ||
         fflush(t->log) != 0)
-        return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+        return chm_fail_system("%s: cannot write", t->log_path);
     t->run.log_bytes += (int64_t)line->length + 1;
     return CHM_OK;
 }
@@ -142,7 +142,7 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
     if (!resume || t->run.log_bytes == 0) {
         t->run.log_bytes = 0;
         t->log = fopen(t->log_path, "wbe");
-        if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+        if (t->log == NULL) return chm_fail_system("%s: cannot write", t->log_path);
         return write_header(t);
     }
     const bool there = stat(t->log_path, &st) == 0;
@@ -153,9 +153,9 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
         t->run.log_bytes = whole_lines(t->log_path);
     }
     if (there && truncate(t->log_path, (off_t)t->run.log_bytes) != 0)
-        return chm_fail(CHM_E_DATA, "%s: cannot cut back to the checkpoint: %s", t->log_path, strerror(errno));
+        return chm_fail_system("%s: cannot cut back to the checkpoint", t->log_path);
     t->log = fopen(t->log_path, "abe");
-    if (t->log == NULL) return chm_fail(CHM_E_DATA, "%s: cannot write: %s", t->log_path, strerror(errno));
+    if (t->log == NULL) return chm_fail_system("%s: cannot write", t->log_path);
     begin_line(t, &line, "resume");
     /* names of plugins are plain words */
     chm_string_add(&line, ",\"threads\":%d,\"kernels\":\"%s\",\"training_kernels\":\"%s\"", t->runtime->threads,

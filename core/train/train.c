@@ -217,14 +217,14 @@ static int lock_directory(chm_trainer *t) {
     const char *path = t->lock_path;
     t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (t->lock < 0)
-        status = chm_fail(CHM_E_DATA, "%s: cannot write: %s", path, strerror(errno));
+        status = chm_fail_system("%s: cannot write", path);
     else if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
         status = errno == EWOULDBLOCK
                      ? chm_fail(CHM_E_CONFIG,
                                 "%s: another process is training there (it holds %s); wait for it, or name "
                                 "another --out",
                                 t->options->out, path)
-                     : chm_fail(CHM_E_DATA, "%s: cannot lock: %s", path, strerror(errno));
+                     : chm_fail_system("%s: cannot lock", path);
     if (status == CHM_OK) remove_unfinished(t);
     return status;
 }

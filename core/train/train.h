@@ -124,11 +124,4 @@ typedef struct chm_score {
 } chm_score;
 int chm_score_files(const chm_score_request *q, chm_score *out);
 
-/* ---- memory (forecast.c) ---- */
-
-/* Bytes this process may still take: MemAvailable, or less under a control group's limit; 0: unknown. */
-uint64_t chm_available_memory(void);
-/* Tests: pretend that this much is available; 0 turns it off. */
-void chm_available_memory_pretend(uint64_t bytes);
-
 #endif
