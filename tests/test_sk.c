@@ -558,7 +558,8 @@ static void test_refusals(void **state) {
         {"sk.energy_terms.debt=[0.3, \"guess\"]",
          "tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got"},
         {"sk.energy_terms.dept=[0.3, \"obligation_delta\"]", "no key 'dept' in tsp_knot.energy_terms (did you mean"},
-        {"sk.energy_terms.memory_coherence=[-1, \"hamming_to_semantic_sketch\"]", "expected [number 0..1000, hamming_to_semantic_sketch]"},
+        {"sk.energy_terms.memory_coherence=[-1, \"hamming_to_semantic_sketch\"]",
+         "expected [number 0..1000, hamming_to_semantic_sketch]"},
     };
     chm_runtime *r = open_runtime(1, "scalar");
     for (size_t i = 0; i < CHM_ARRAY_COUNT(cases); i++) {
