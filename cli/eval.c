@@ -196,8 +196,10 @@ static int run_eval(struct cli *c) {
     chm_eval_result *results = calloc((size_t)c->argument_count, sizeof(*results));
     double *loads = calloc((size_t)c->argument_count, sizeof(*loads));
     int status = CHM_OK;
-    if (names == NULL || results == NULL || loads == NULL)
-        status = cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
+    if (names == NULL || results == NULL || loads == NULL) {
+        cli_fail(CHM_E_MEMORY, "out of memory while naming the data");
+        status = CHM_E_MEMORY;
+    }
     for (uint32_t i = 0; i < data->count && status == CHM_OK; i++)
         status = spool(&data->items[i], names[i], sizeof(*names), cli_get(c, "limit-bytes")->integer);
     const chm_eval_options o = {.size = sizeof(o),

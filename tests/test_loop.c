@@ -150,7 +150,7 @@ static void drive(struct alone *a, const float *x, int passes, const float *dy, 
 
 static void equals_the_public_loop(void **state) {
     (void)state;
-    char path[4096], name[8];
+    char path[4096], name[16];
     snprintf(path, sizeof path, "%s/tests/golden/loop_parcae.safetensors", getenv("CHM_SOURCE_ROOT"));
     struct file f;
     open_file(&f, path);

@@ -61,9 +61,10 @@ int chm_model_save(const chm_model *m, const char *path) { return chm_b158_save(
 static int bind(const char *path, const chm_safetensors *file, const chm_experts *experts, chm_model *m, bool verify) {
     const int64_t group = m->config->weight_group;
     if (!experts->file) return chm_b158_bind(path, file, m->param, m->params, group, verify);
-    chm_param **list = chm_alloc(2 * (size_t)m->params * sizeof *list), **second = list + m->params;
-    int ours = 0, theirs = 0;
+    chm_param **list = chm_alloc(2 * (size_t)m->params * sizeof *list);
     if (!list) return CHM_E_MEMORY;
+    chm_param **second = list + m->params;
+    int ours = 0, theirs = 0;
     for (int i = 0; i < m->params; i++)
         if (m->param[i]->expert)
             second[theirs++] = m->param[i];

@@ -35,7 +35,7 @@ struct choosing {
 static void choose_rows(const void *self, int64_t rows, const int64_t *width, const float *const *in, int64_t out_width,
                         float *out) {
     const struct choosing *how = self;
-    int32_t best[MOST_CHOSEN];
+    int32_t best[MOST_CHOSEN] = {0};
     float value[MOST_CHOSEN];
     for (int64_t r = 0; r < rows; r++) {
         const float *score = in[0] + r * width[0];
@@ -43,7 +43,7 @@ static void choose_rows(const void *self, int64_t rows, const int64_t *width, co
         /* from the best down; of equal ones the lower number stays ahead */
         for (int64_t e = 0; e < how->experts; e++) {
             const float v = score[e] + how->bias[e];
-            if (count == how->chosen && !(v > value[count - 1])) continue;
+            if (count > 0 && count == how->chosen && !(v > value[count - 1])) continue;
             int64_t at = count < how->chosen ? count++ : count - 1;
             for (; at > 0 && v > value[at - 1]; at--) {
                 value[at] = value[at - 1];

@@ -101,7 +101,8 @@ static void by_hand(chm_string *seed, bool damaged) {
     table[1] = 8;                                                      /* 2048 bytes of nodes */
     table[4 + 2] = 4;                                                  /* the children of the first begin at 256 */
     for (int i = 0; i < 512; i++) table[4 + 4 * i + 0] = i ? 0xff : 0; /* a label that is not the byte asked for */
-    if (damaged) memcpy(table + 4, "\0\6\xfc\xff", 4);
+    static const uint8_t far[4] = {0, 6, 0xfc, 0xff};
+    if (damaged) memcpy(table + 4, far, sizeof far);
     add_field(&s, 0x12, table, sizeof table);
     chm_string_add_bytes(&s, "\x18\1\x20\1\x28\1", 6);
     add_field(seed, 0x1a, s.text, s.length);
