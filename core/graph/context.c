@@ -308,7 +308,7 @@ void chm_context_enter(chm_context *c, int layer, const char *part, int first_st
 chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags) {
     chm_tensor *t = chm_tensor_new(c, rows, width);
     if (!t) return NULL;
-    const size_t bytes = (size_t)(rows * width) * sizeof(float);
+    const size_t bytes = (size_t)(t->rows * t->width) * sizeof(float);
     if (data)
         memcpy(t->data, data, bytes);
     else
