@@ -453,9 +453,9 @@ done
 kill -TERM $pid
 wait $pid
 [ $? -eq 130 ] && ok || bad 'a stopped training did not end with 130'
-# a closed terminal is a stop too
+# a closed terminal is a stop too, unless what started the program told it to outlive one, as nohup does
 : >err # it still has the steps of the run before
-"$chimera" train card.json --data text.txt --out 'run 4' --tokens 400M --resume >out 2>err &
+env --default-signal=HUP "$chimera" train card.json --data text.txt --out 'run 4' --tokens 400M --resume >out 2>err &
 pid=$!
 tries=0
 while ! grep -q '^step' err && kill -0 $pid 2>/dev/null && [ $tries -lt 600 ]; do
