@@ -884,17 +884,42 @@ static void not_finite(void **state) {
 /* What layers show is averaged into the reports, and a stop in between changes nothing. */
 static void metrics(void **state) {
     (void)state;
-    static const char *const set[] = {"diagnostics.metrics=[gd_alpha_mean, gd_beta_mean]",
-                                      "diagnostics.report_interval_tokens=768"};
+    static const char *const set[] = {
+        "diagnostics.metrics=[gd_alpha_mean, gd_beta_mean, xlstm_input_log_mean, xlstm_forget_mean, titans_alpha_mean, "
+        "titans_eta_mean, titans_theta_mean, titans_gamma_mean, titans_surprise_mean, sk_flips_mean, sk_bit_balance, "
+        "moe_expert_load_balance, memory_mb]",
+        "diagnostics.report_interval_tokens=768",
+        "num_hidden_layers=4",
+        "backbone.layer_pattern=gd xlstm titans sk",
+        "tsp_knot.sketch_bits=1024",
+        "backbone.moe.enabled=true",
+        "backbone.moe.layers=[3]",
+        "backbone.moe.n_routed_experts=4",
+        "backbone.moe.moe_intermediate_size=64"};
     chm_train_result result;
     int count;
-    plan p = {.out = in_folder("metrics"), .tokens = 6 * 256, .set = set, .sets = 2, .stop_at = -1};
+    plan p = {.out = in_folder("metrics"), .tokens = 6 * 256, .set = set, .sets = CHM_ARRAY_COUNT(set), .stop_at = -1};
     must(train(&p, &result));
     char *expected = reports(in_folder("metrics"), &count);
-    static const char *const names[] = {"gd_alpha_mean", "gd_beta_mean"};
-    for (int i = 0; i < 2; i++) {
-        const double x = logged(in_folder("metrics"), "report", names[i]);
-        if (!(x > 0.01 && x < 0.99)) fail_msg("%s is %g", names[i], x);
+    static const struct {
+        const char *name;
+        double least, most;
+    } expect[] = {{"gd_alpha_mean", 0.01, 0.999},
+                  {"gd_beta_mean", 0.01, 0.99},
+                  {"xlstm_input_log_mean", -9, -8.5},
+                  {"xlstm_forget_mean", 0.01, 0.999},
+                  {"titans_alpha_mean", 1e-4, 0.99},
+                  {"titans_eta_mean", 0.01, 0.99},
+                  {"titans_theta_mean", 1e-4, 0.99},
+                  {"titans_gamma_mean", 0.01, 0.999},
+                  {"titans_surprise_mean", 1e-9, 1e6},
+                  {"sk_flips_mean", 0, 3 * 20.48},
+                  {"sk_bit_balance", -0.2, 0.2},
+                  {"moe_expert_load_balance", 0, 3},
+                  {"memory_mb", 1, 1e5}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(expect); i++) {
+        const double x = logged(in_folder("metrics"), "report", expect[i].name);
+        if (!(x >= expect[i].least && x <= expect[i].most)) fail_msg("%s is %g", expect[i].name, x);
     }
     remove_tree(in_folder("metrics"));
     p.validation = in_folder("held.txt");

@@ -121,6 +121,21 @@ const char *chm_card_unused(const chm_card *card);
 void chm_card_say_unused(const chm_card *card);
 /* Refuses a card that switches on what is not built and would change the numbers of training or inference. */
 int chm_card_buildable(const chm_card *card);
+/* Numbers of diagnostics.metrics that are means over what layers show while they train: the metric, the tap (chm_tap()
+ * of tensor.h), and whether the tap shows logarithms of what is meant. */
+#define CHM_TAP_METRICS(METRIC)                                                                                        \
+    METRIC(gd_alpha_mean, "gd.log_alpha", true)                                                                        \
+    METRIC(gd_beta_mean, "gd.beta", false)                                                                             \
+    METRIC(xlstm_input_log_mean, "xlstm.input", false)                                                                 \
+    METRIC(xlstm_forget_mean, "xlstm.forget", true)                                                                    \
+    METRIC(titans_alpha_mean, "titans.alpha", false)                                                                   \
+    METRIC(titans_eta_mean, "titans.eta", false)                                                                       \
+    METRIC(titans_theta_mean, "titans.theta", false)                                                                   \
+    METRIC(titans_gamma_mean, "titans.log_gamma", true)                                                                \
+    METRIC(titans_surprise_mean, "titans.surprise", false)                                                             \
+    METRIC(sk_flips_mean, "sk.flips", false)                                                                           \
+    METRIC(sk_bit_balance, "sk.balance", false)
+
 /* Whether diagnostics.metrics asks for that number. */
 bool chm_card_wants_metric(const chm_card *card, const char *name);
 /* Those of diagnostics.metrics that are measured, separated by '|'. */

@@ -769,7 +769,9 @@ void chm_card_contradictions(chm_card *card) {
 
 /* ---- what is not built ---- */
 
-const char chm_measured_metrics[] = "loop_count_mean|gd_alpha_mean|gd_beta_mean";
+#define WORD(metric, tap, logarithm) "|" #metric
+const char chm_measured_metrics[] = "loop_count_mean|memory_mb|moe_expert_load_balance" CHM_TAP_METRICS(WORD);
+#undef WORD
 
 static void add_unbuilt(chm_card *card, size_t *count, const char *format, ...) CHM_PRINTF(3, 4);
 static void add_unbuilt(chm_card *card, size_t *count, const char *format, ...) {

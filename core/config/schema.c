@@ -485,7 +485,8 @@ static const struct chm_schema_row rows[] = {
           "surface_tps|neural_knot_tps|mean_span_length|span_acceptance_rate|certificate_failure_rate|rollback_count|"
           "queue_depth|loop_count_mean|memory_mb|evolution_events|grammar_violations_prevented|contrastive_eval_ratio|"
           "self_refinement_trigger_rate|episodic_case_hit_rate|moe_expert_load_balance|gd_alpha_mean|gd_beta_mean|"
-          "ttt_loss_delta",
+          "ttt_loss_delta|xlstm_input_log_mean|xlstm_forget_mean|titans_alpha_mean|titans_eta_mean|titans_theta_mean|"
+          "titans_gamma_mean|titans_surprise_mean|sk_flips_mean|sk_bit_balance",
           64, "What is reported; of those that are measured, into log.jsonl."),
     PLANNED("diagnostics.thresholds", "supervisor", "Limits that stop a run."),
     FLOAT("diagnostics.thresholds.min_span_accept", "0.7", 0, 1, "Least acceptance of spans."),

@@ -17,6 +17,9 @@ struct integer_field {
     const char *name;
     size_t offset;
 };
+#define COUNT(metric, tap, logarithm) {#metric "_count", offsetof(chm_run_state, shown.metric.count)},
+#define SUM(metric, tap, logarithm)   {#metric "_sum", offsetof(chm_run_state, shown.metric.sum)},
+/* clang-format off */
 static const struct integer_field integers[] = {
     {"step", offsetof(chm_run_state, step)},
     {"steps", offsetof(chm_run_state, steps)},
@@ -29,20 +32,21 @@ static const struct integer_field integers[] = {
     {"reported", offsetof(chm_run_state, reported)},
     {"loop_rows", offsetof(chm_run_state, depth.rows)},
     {"loop_passes", offsetof(chm_run_state, depth.sum)},
-    {"gd_alphas", offsetof(chm_run_state, alphas)},
-    {"gd_betas", offsetof(chm_run_state, betas)},
+    CHM_TAP_METRICS(COUNT)
 };
 static const struct integer_field reals[] = {
     {"loss", offsetof(chm_run_state, loss)},
-    {"gd_alpha", offsetof(chm_run_state, alpha)},
-    {"gd_beta", offsetof(chm_run_state, beta)},
     {"gradient_norm", offsetof(chm_run_state, gradient_norm)},
     {"reported_loss", offsetof(chm_run_state, reported_loss)},
     {"seconds", offsetof(chm_run_state, seconds)},
     {"rate", offsetof(chm_run_state, rate)},
     {"budget", offsetof(chm_run_state, budget)},
     {"closing", offsetof(chm_run_state, closing)},
+    CHM_TAP_METRICS(SUM)
 };
+/* clang-format on */
+#undef COUNT
+#undef SUM
 enum { META_MOST = 10 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
 
 /* "bytes:hash" of every document */

@@ -164,7 +164,8 @@ int chm_train_log_open(chm_trainer *t, bool resume) {
 }
 
 void chm_train_metric(void *trainer, const char *part, const char *name, int64_t count, const float *value) {
-    chm_string *s = &((chm_trainer *)trainer)->metrics;
+    chm_trainer *t = trainer;
+    chm_string *s = &t->metrics;
     chm_string_add(s, "%s\"%s.%s\":%s", s->length > 0 ? "," : "", part, name, count == 1 ? "" : "[");
     for (int64_t i = 0; i < count; i++)
         if (isfinite(value[i]))
@@ -172,6 +173,10 @@ void chm_train_metric(void *trainer, const char *part, const char *name, int64_t
         else
             chm_string_add(s, "%snull", i ? "," : "");
     if (count != 1) chm_string_add(s, "]");
+    if (strcmp(name, "moe.max_violation") == 0) {
+        t->violation += (double)value[0];
+        t->mixtures++;
+    }
 }
 
 /* What the layers said of the step just taken; most say nothing. */
@@ -183,6 +188,16 @@ static int log_metrics(chm_trainer *t) {
     chm_string_add(&line, ",\"values\":{%s}", t->metrics.text);
     chm_string_finish(&t->metrics);
     return finish_line(t, &line);
+}
+
+/* What the process has in memory now, in 10^6 bytes; NaN where that is not said. */
+static double resident_megabytes(void) {
+    long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f == NULL) return NAN;
+    const bool read = fscanf(f, "%*s %ld", &pages) == 1;
+    fclose(f);
+    return read ? (double)pages * (double)sysconf(_SC_PAGESIZE) / 1e6 : NAN;
 }
 
 int chm_train_report(chm_trainer *t, double lr) {
@@ -208,12 +223,16 @@ int chm_train_report(chm_trainer *t, double lr) {
         add_number(&line, "loop_count_mean", (double)run->depth.sum / (double)CHM_MAX(run->depth.rows, 1));
         add_number(&line, "loop_spectral_radius", chm_loop_radius(&t->model->loop));
     }
-    if (chm_card_wants_metric(t->model->card, "gd_alpha_mean"))
-        add_number(&line, "gd_alpha_mean", run->alpha / (double)run->alphas);
-    if (chm_card_wants_metric(t->model->card, "gd_beta_mean"))
-        add_number(&line, "gd_beta_mean", run->beta / (double)run->betas);
+    if (t->mixtures > 0 && chm_card_wants_metric(t->model->card, "moe_expert_load_balance"))
+        add_number(&line, "moe_expert_load_balance", t->violation / t->mixtures);
+#define MEAN(metric, tap, logarithm)                                                                                   \
+    if (run->shown.metric.count > 0 && chm_card_wants_metric(t->model->card, #metric))                                 \
+        add_number(&line, #metric, run->shown.metric.sum / (double)run->shown.metric.count);
+    CHM_TAP_METRICS(MEAN)
+#undef MEAN
     add_number(&line, "tokens_per_second", p.tokens_per_second);
     add_number(&line, "seconds", p.seconds);
+    if (chm_card_wants_metric(t->model->card, "memory_mb")) add_number(&line, "memory_mb", resident_megabytes());
     int status = finish_line(t, &line);
     if (status == CHM_OK) status = log_metrics(t);
     run->reported_loss = p.loss;
@@ -221,8 +240,7 @@ int chm_train_report(chm_trainer *t, double lr) {
     run->loss = 0;
     run->loss_targets = 0;
     run->depth = (chm_depth){0};
-    run->alpha = run->beta = 0;
-    run->alphas = run->betas = 0;
+    memset(&run->shown, 0, sizeof run->shown);
     t->last_report_at = now;
     t->last_report_step = run->step;
     if (t->options->progress != NULL) t->options->progress(t->options->user, &p);

@@ -26,20 +26,22 @@ static chm_tensor *on_tap(void *user, chm_graph *g, const char *name, chm_tensor
     chm_run_state *run = &((chm_trainer *)user)->run;
     const int64_t n = x ? x->rows * x->width : 0;
     (void)g;
-    if (strcmp(name, "gd.log_alpha") == 0) {
-        for (int64_t i = 0; i < n; i++) run->alpha += exp((double)x->data[i]);
-        run->alphas += n;
-    } else if (strcmp(name, "gd.beta") == 0) {
-        for (int64_t i = 0; i < n; i++) run->beta += (double)x->data[i];
-        run->betas += n;
+#define ADD_UP(metric, shown_as, logarithm)                                                                            \
+    if (strcmp(name, shown_as) == 0) {                                                                                 \
+        for (int64_t i = 0; i < n; i++)                                                                                \
+            run->shown.metric.sum += (logarithm) ? exp((double)x->data[i]) : (double)x->data[i];                       \
+        run->shown.metric.count += n;                                                                                  \
+        return x;                                                                                                      \
     }
+    CHM_TAP_METRICS(ADD_UP)
+#undef ADD_UP
     return x;
 }
 
 void chm_train_watch(chm_trainer *t) {
-    const chm_card *card = t->model->card;
-    if (chm_card_wants_metric(card, "gd_alpha_mean") || chm_card_wants_metric(card, "gd_beta_mean"))
-        chm_context_on_tap(t->context, on_tap, t);
+#define WANTED(metric, tap, logarithm) || chm_card_wants_metric(t->model->card, #metric)
+    if (false CHM_TAP_METRICS(WANTED)) chm_context_on_tap(t->context, on_tap, t);
+#undef WANTED
 }
 
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
@@ -119,8 +121,7 @@ static void clear_streams(chm_trainer *t) {
 void chm_train_clear_all(chm_trainer *t) {
     chm_train_clear(t);
     t->run.depth = (chm_depth){0};
-    t->run.alpha = t->run.beta = 0;
-    t->run.alphas = t->run.betas = 0;
+    memset(&t->run.shown, 0, sizeof t->run.shown);
     memset(t->m, 0, (size_t)t->floats * sizeof *t->m);
     memset(t->v, 0, (size_t)t->floats * sizeof *t->v);
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) chm_stream_reset(&t->stream[s]);
@@ -190,6 +191,8 @@ int chm_train_step(chm_trainer *t, double *lr) {
         chm_train_update(t, most > 0 && norm > most ? (float)(most / norm) : 1.0f, *lr, weight_decay, ++run->applied,
                          false);
         chm_string_finish(&t->metrics);
+        t->violation = 0;
+        t->mixtures = 0;
         chm_model_after_step(t->model, t->metrics_wanted ? chm_train_metric : NULL, t);
         run->loss += loss;
         run->loss_targets += targets;

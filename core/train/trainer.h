@@ -23,19 +23,26 @@ typedef struct chm_run_state {
     int64_t settled; /* whether steps is final */
     int64_t applied; /* steps that moved the weights: the t of Adam */
     int64_t skipped, skipped_in_a_row;
-    int64_t log_bytes;     /* length of log.jsonl */
-    double loss;           /* summed since the last report, nats */
-    int64_t loss_targets;  /* and over how many targets */
-    int64_t reported;      /* step of the last report */
-    chm_depth depth;       /* passes of the loop since the last report */
-    double alpha, beta;    /* sums of gd.log_alpha's exponentials and of gd.beta since the last report */
-    int64_t alphas, betas; /* and over how many values */
-    double gradient_norm;  /* of the last step that had one */
-    double reported_loss;  /* nats per token of the last report; NaN: none yet */
-    double seconds;        /* wall time of all sessions up to this checkpoint */
-    double rate;           /* tokens per second of the calibration */
-    double budget;         /* in seconds, over all sessions; 0: the run is of a number of tokens */
-    double closing;        /* seconds that the last validation and checkpoint take */
+    int64_t log_bytes;    /* length of log.jsonl */
+    double loss;          /* summed since the last report, nats */
+    int64_t loss_targets; /* and over how many targets */
+    int64_t reported;     /* step of the last report */
+    chm_depth depth;      /* passes of the loop since the last report */
+#define SUM(metric, tap, logarithm)                                                                                    \
+    struct {                                                                                                           \
+        double sum;                                                                                                    \
+        int64_t count;                                                                                                 \
+    } metric;
+    struct {
+        CHM_TAP_METRICS(SUM)
+    } shown; /* of what layers showed since the last report */
+#undef SUM
+    double gradient_norm; /* of the last step that had one */
+    double reported_loss; /* nats per token of the last report; NaN: none yet */
+    double seconds;       /* wall time of all sessions up to this checkpoint */
+    double rate;          /* tokens per second of the calibration */
+    double budget;        /* in seconds, over all sessions; 0: the run is of a number of tokens */
+    double closing;       /* seconds that the last validation and checkpoint take */
 } chm_run_state;
 
 typedef struct chm_trainer {
@@ -76,6 +83,8 @@ typedef struct chm_trainer {
 
     bool metrics_wanted; /* the step at hand will be reported */
     chm_string metrics;  /* what its layers said of it: JSON, without the braces */
+    double violation;    /* of even loads, summed over its mixtures of experts */
+    int mixtures;        /* and over how many */
 
     char *log_path, *checkpoint_path, *model_path, *card_path, *lock_path;
     char *tokenizer_path; /* of the run's copy; NULL: the tokenizer has no file */
