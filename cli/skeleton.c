@@ -255,7 +255,7 @@ static const char readme_build[] = "\n"
 
 static const char layer_use[] =
     "    chimera layer test @ --plugin-path \"$PWD\"\n"
-    "    chimera train chimera-nano --plugin-path \"$PWD\" --set backbone.layer_pattern=@ \\\n"
+    "    chimera train chimera-shakespeare --plugin-path \"$PWD\" --set backbone.layer_pattern=@ \\\n"
     "        --data book.txt --seconds 60 --out run/@\n"
     "    chimera run run/@/model.b158 --plugin-path \"$PWD\" -p \"Once upon a time\"\n"
     "\n"
@@ -275,7 +275,7 @@ static const char tokenizer_use[] =
     "    chimera tokenizer show @ --plugin-path \"$PWD\"\n"
     "    chimera tokenizer encode @ letter.txt --plugin-path \"$PWD\" | chimera tokenizer decode @ - --plugin-path "
     "\"$PWD\"\n"
-    "    chimera train chimera-nano --plugin-path \"$PWD\" --set tokenizer.type=@ --set vocab_size=259 \\\n"
+    "    chimera train chimera-shakespeare --plugin-path \"$PWD\" --set tokenizer.type=@ --set vocab_size=259 \\\n"
     "        --set token_ids='[256, 257]' --data book.txt --seconds 60 --out run/@\n"
     "\n"
     "A model that was trained with it needs it wherever it runs.\n";

@@ -113,7 +113,7 @@ grep -q FAIL out && bad 'layer test mean' || ok
 for words in 'split' 'causality' 'gradient: parameter fade' 'gradient: state mean' 'fork'; do
     grep -q "^$words.* pass" out && ok || bad "layer test has no passing '$words'"
 done
-card=(chimera-nano --ini small.ini --set backbone.layer_pattern=mean)
+card=(chimera-shakespeare --ini small.ini --set backbone.layer_pattern=mean)
 run 0 'it can be trained and run' "$chimera" check "${card[@]}" "${mean[@]}"
 run 2 'expected number -20..1' "$chimera" check "${card[@]}" "${mean[@]}" --set mean.slowest=2
 run 0 'model.b158' "$chimera" train "${card[@]}" "${mean[@]}" --data text.txt --tokens 8K --out run
@@ -143,7 +143,7 @@ run 0 '' "$chimera" tokenizer encode letters binary "${letters[@]}"
 cp ../out ids
 run 0 '' "$chimera" tokenizer decode letters ids "${letters[@]}"
 cmp -s ../out binary && ok || bad 'the tokenizer changes bytes'
-card=(chimera-nano --ini ../small.ini --set tokenizer.type=letters --set vocab_size=259 --set 'token_ids=[256, 257]')
+card=(chimera-shakespeare --ini ../small.ini --set tokenizer.type=letters --set vocab_size=259 --set 'token_ids=[256, 257]')
 run 0 'letters' "$chimera" check "${card[@]}" "${letters[@]}"
 run 0 '' "$chimera" train "${card[@]}" "${letters[@]}" --data ../text.txt --tokens 4K --out run
 run 0 '' "$chimera" eval run/model.b158 "${letters[@]}" --data ../text.txt -o csv

@@ -216,7 +216,7 @@ static int init_model(const char *file, const char *vocab, const char *ids, cons
     snprintf(special, sizeof special, "token_ids=%s", ids);
     const char *const set[] = {tokenizer, vocabulary, special, "tokenizer.type=sentencepiece", "num_hidden_layers=1"};
     const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set = set, .set_count = 5};
-    return chm_init_model(runtime, source("etc/chimera-nano.json"), &overlay, 1, out);
+    return chm_init_model(runtime, source("etc/chimera-shakespeare.json"), &overlay, 1, out);
 }
 
 static void models_carry_their_tokenizer(void **state) {
@@ -278,7 +278,7 @@ static void trains_and_runs(void **state) {
     snprintf(data, sizeof data, "%s", text);
     const char *files[] = {data};
     char card[4096];
-    snprintf(card, sizeof card, "%s", source("etc/chimera-nano.json"));
+    snprintf(card, sizeof card, "%s", source("etc/chimera-shakespeare.json"));
     const chm_train_options o = {.size = sizeof o,
                                  .data_count = 1,
                                  .data = files,
