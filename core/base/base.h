@@ -81,7 +81,7 @@ typedef struct chm_string {
 void chm_string_add(chm_string *s, const char *format, ...) CHM_PRINTF(2, 3);
 void chm_string_add_bytes(chm_string *s, const void *bytes, size_t n);
 void chm_string_finish(chm_string *s);
-int chm_utf8_length(const char *s); /* bytes of the UTF-8 character at s; 0: there is none */
+int chm_utf8_length(const char *text); /* bytes of the UTF-8 character at text; 0: there is none */
 /* In place: control characters and what is not UTF-8 become '?', with `lines` newlines stay. */
 void chm_printable(char *text, bool lines);
 

@@ -130,7 +130,7 @@ json_t *chm_json_load(const char *text, size_t bytes, json_error_t *error) {
 
 json_t *chm_json_text(const char *s) {
     json_t *json = s ? json_string(s) : json_null();
-    char *copy = json ? NULL : take(strlen(s) + 1);
+    char *copy = s && !json ? take(strlen(s) + 1) : NULL;
     if (!copy) return json;
     strcpy(copy, s);
     for (char *c = copy; *c; c++)

@@ -243,7 +243,7 @@ static int feed(struct layer_test *t, chm_stream_state *stream, const float *x, 
     if (status) return status;
     const size_t bytes = (size_t)(rows * t->width) * sizeof(float);
     if (y) memcpy(y, p.y[0]->data, bytes);
-    if (x2 && y2) memcpy(y2, p.y[1]->data, bytes);
+    if (y2 && p.y[1]) memcpy(y2, p.y[1]->data, bytes);
     return CHM_OK;
 }
 
