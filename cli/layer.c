@@ -69,12 +69,25 @@ static const struct cli_option test_options[] = {
      .max = 4096,
      .unit = "rows",
      .doc = "rows of the text it makes up (77)"},
+    {.name = "trees",
+     .type = CLI_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1000000,
+     .unit = "trees",
+     .doc = "random trees in each test of trees (16)"},
+    {.name = "only",
+     .type = CLI_CHOICE,
+     .value = "TEST",
+     .choices = "split|batch|threads|fork|tree|reset|memory|chunk|causality|carry|read|gradient",
+     .doc = "that group of tests and no other"},
     CLI_OVERLAY_OPTIONS,
     CLI_OUTPUT_OPTION,
 };
 
 static const struct cli_example test_examples[] = {
     {"chimera layer test gd", "split, causality, gradients, fork: the tests every layer must pass"},
+    {"chimera layer test gd --only tree --trees 10000", "many random trees of rows, each against decoding row by row"},
 };
 
 static int run_layer_test(struct cli *c) {
@@ -83,7 +96,9 @@ static int run_layer_test(struct cli *c) {
                                  .plugin = c->arguments[0],
                                  .overlay = &overlay,
                                  .tolerance = cli_get(c, "tolerance")->real,
-                                 .rows = cli_get(c, "rows")->integer};
+                                 .rows = cli_get(c, "rows")->integer,
+                                 .trees = cli_get(c, "trees")->integer,
+                                 .only = cli_get(c, "only")->text};
     return cli_report(chm_layer_test(c->runtime, &o, cli_format(c), stdout));
 }
 

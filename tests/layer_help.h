@@ -175,17 +175,24 @@ static inline void expect_same_bytes(const char *plugin, const char *name, const
     }
 }
 
-static inline char *report_of(chm_runtime *r, const char *plugin, const char *const *sets, uint32_t count, int64_t rows,
-                              int *status) {
+/* The report of the generated tests, to be freed; `sets` are the overlay. */
+static inline char *report_with(chm_runtime *r, chm_layer_options options, const char *const *sets, uint32_t count,
+                                int *status) {
     const chm_overlay overlay = {.size = sizeof overlay, .set_count = count, .set = sets, .no_environment = 1};
-    const chm_layer_options options = {.size = sizeof options, .plugin = plugin, .overlay = &overlay, .rows = rows};
     char *text = NULL;
     size_t bytes;
     FILE *out = open_memstream(&text, &bytes);
     assert_non_null(out);
+    options.size = sizeof options;
+    options.overlay = &overlay;
     *status = chm_layer_test(r, &options, CHM_OUTPUT_JSON, out);
     fclose(out);
     return text;
+}
+
+static inline char *report_of(chm_runtime *r, const char *plugin, const char *const *sets, uint32_t count, int64_t rows,
+                              int *status) {
+    return report_with(r, (chm_layer_options){.plugin = plugin, .rows = rows}, sets, count, status);
 }
 
 /* Has the report a test of this name and mode with this status? Names in full, or up to a colon. */

@@ -3,6 +3,7 @@
  * threads and backends, the account that check and bench give.
  */
 #include "decode/sampler.h"
+#include "hybrid_card.h"
 #include "model/stream.h"
 
 #include <jansson.h>
@@ -16,18 +17,22 @@
 
 static char scratch[4096], card_path[4200], model_path[4200], *plugin_path;
 
+#define GENERATION                                                                                                     \
+    ",\n \"generation\": {\"temperature\": 0.7, \"top_p\": 0.9, \"repetition_penalty\": 1.1, \"max_new_tokens\": 12}"
+
 static const char card_text[] =
     "{\"model_type\": \"chimera51\", \"token_ids\": [256, 257], \"hidden_size\": 64, \"intermediate_size\": 192,\n"
     " \"num_hidden_layers\": %d, \"num_heads\": 2, \"head_dim\": 32, \"initializer_range\": 0.3, \"vocab_size\": 258,\n"
     " \"quantization\": {\"method\": \"bitnet\", \"embedding\": \"int8\"},\n"
     " \"backbone\": {\"layer_pattern\": \"%s\"}, \"gated_deltanet\": {\"state_size\": 32},\n"
-    " \"tokenizer\": {\"type\": \"bytes\"},\n"
-    " \"generation\": {\"temperature\": 0.7, \"top_p\": 0.9, \"repetition_penalty\": 1.1, \"max_new_tokens\": 12}%s}\n";
-/* Every test runs on two models: a plain one, and one whose middle layers are looped, with tokens that leave early. */
-static bool looped;
+    " \"tokenizer\": {\"type\": \"bytes\"}" GENERATION "%s}\n";
+/* Tests run on three models: a plain one, one whose middle layers are looped, with tokens that leave early, and one of
+ * all kinds of layers, with experts and looped as well. */
+static enum { PLAIN, LOOPED, HYBRID } kind;
 static const char loop_text[] = ", \"looping\": {\"prelude\": [0, 0], \"loop\": [1, 2], \"coda\": [3, 3], "
-                                "\"loop_default\": 3, \"adaptive_exit_threshold\": 0.15}";
-static int layers(void) { return looped ? 4 : 2; }
+                                "\"loop_default\": 4, \"adaptive_exit_threshold\": 0.3}";
+static int layers(void) { return kind == HYBRID ? 9 : kind == LOOPED ? 4 : 2; }
+static const char *generation_line(void) { return kind == HYBRID ? "card.json:13" : "card.json:6"; }
 
 static chm_runtime *open_runtime(int threads, const char *backend) {
     const chm_runtime_options options = {
@@ -46,12 +51,13 @@ static bool has_backend(const char *name) {
     return found;
 }
 
-static chm_model *open_model(chm_runtime *r) {
-    const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1};
+static chm_model *open_model_with(chm_runtime *r, const char *set) {
+    const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set_count = set != NULL, .set = &set};
     chm_model *m = NULL;
     if (chm_open(r, model_path, &overlay, true, &m) != CHM_OK) fail_msg("%s", chm_error());
     return m;
 }
+static chm_model *open_model(chm_runtime *r) { return open_model_with(r, NULL); }
 
 static int set_up(void **state) {
     (void)state;
@@ -67,8 +73,12 @@ static int set_up(void **state) {
     snprintf(card_path, sizeof card_path, "%s/card.json", scratch);
     snprintf(model_path, sizeof model_path, "%s/model.b158", scratch);
     FILE *f = fopen(card_path, "w");
-    if (!f || fprintf(f, card_text, layers(), looped ? "gd attn" : "gd", looped ? loop_text : "") < 0 || fclose(f) != 0)
-        return -1;
+    if (!f) return -1;
+    const int written = kind == HYBRID ? fprintf(f, HYBRID_CARD, 64, 32, "bitnet", "int8",
+                                                 ", \"loop_default\": 4, \"adaptive_exit_threshold\": 0.3", GENERATION)
+                                       : fprintf(f, card_text, layers(), kind == LOOPED ? "gd attn" : "gd",
+                                                 kind == LOOPED ? loop_text : "");
+    if (fclose(f) != 0 || written < 0) return -1;
     chm_runtime *r = open_runtime(2, NULL);
     const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1};
     const int status = chm_init_model(r, card_path, &overlay, 5, model_path);
@@ -403,6 +413,125 @@ static void a_prompt_may_be_split_anywhere(void **state) {
     chm_stream_close(s);
     chm_free(whole);
     chm_free(parts);
+    chm_close(m);
+    chm_runtime_destroy(r);
+}
+
+/* A token changes nothing before it, and something where it stands; where tokens leave the loop one by one, and where
+ * all stay for as long. */
+static void no_token_sees_a_later_one(void **state) {
+    (void)state;
+    static const char *const depths[] = {NULL, "looping.adaptive_exit_threshold=0"};
+    static const int at[] = {1, 2, 15, 16, 17, 31, 32, 63, 64, 100, 149, TEXT - 1};
+    int32_t ids[TEXT];
+    test_text(ids);
+    chm_runtime *r = open_runtime(2, NULL);
+    float *before = NULL;
+    for (size_t d = 0; d < (kind == PLAIN ? 1 : CHM_ARRAY_COUNT(depths)); d++) {
+        chm_model *m = open_model_with(r, depths[d]);
+        float *whole = read_all(r, m, ids);
+        if (d > 0) assert_true(memcmp(whole, before, TEXT * VOCAB * sizeof *whole) != 0);
+        for (size_t i = 0; i < CHM_ARRAY_COUNT(at); i++) {
+            const int32_t kept = ids[at[i]];
+            ids[at[i]] = (kept + 1) % 256;
+            float *other = read_all(r, m, ids);
+            ids[at[i]] = kept;
+            assert_memory_equal(other, whole, (size_t)at[i] * VOCAB * sizeof *whole);
+            assert_true(memcmp(other + at[i] * VOCAB, whole + at[i] * VOCAB, VOCAB * sizeof *whole) != 0);
+            chm_free(other);
+        }
+        chm_free(before);
+        before = whole;
+        chm_close(m);
+    }
+    chm_free(before);
+    chm_runtime_destroy(r);
+}
+
+/* Streams that stand at different places, in one pass and each alone: a run of rows each, so many that experts and
+ * heads meet in all ways. */
+static void streams_share_a_pass(void **state) {
+    (void)state;
+    enum { STREAMS = 4, ROWS = 90 };
+    static const int64_t read[STREAMS] = {0, 7, 33, 70}, rows[STREAMS] = {20, 1, 37, 32};
+    int32_t ids[TEXT], id[ROWS], parent[ROWS];
+    int64_t position[ROWS];
+    test_text(ids);
+    for (int threads = 1; threads <= 4; threads++) {
+        chm_runtime *r = open_runtime(threads, NULL);
+        chm_model *m = open_model(r);
+        chm_context *c = NULL;
+        chm_stream *alone[STREAMS];
+        chm_stream_state together[STREAMS], *slots[STREAMS];
+        float *logits = chm_alloc(ROWS * VOCAB * sizeof *logits);
+        assert_non_null(logits);
+        assert_int_equal(chm_context_create(&r->kernels.kernels, r->pool, &m->layout, (float)m->config->norm_eps, &c),
+                         CHM_OK);
+        int64_t n = 0;
+        for (int s = 0; s < STREAMS; s++) {
+            assert_int_equal(chm_stream_open(r, m, &alone[s]), CHM_OK);
+            assert_int_equal(chm_stream_feed(alone[s], ids + s, read[s], NULL), CHM_OK);
+            assert_int_equal(chm_stream_init(&together[s], &m->layout), CHM_OK);
+            chm_stream_copy(&together[s], &alone[s]->state);
+            slots[s] = &together[s];
+            for (int64_t i = 0; i < rows[s]; i++, n++) {
+                id[n] = ids[s + read[s] + i];
+                parent[n] = i ? (int32_t)(n - 1) : ~(int32_t)s;
+                position[n] = read[s] + i;
+            }
+        }
+        assert_int_equal(n, ROWS);
+        const chm_rows pass = {n, parent, position};
+        chm_depth depth = {0};
+        assert_int_equal(chm_context_begin(c, &pass, slots, STREAMS, CHM_PASS_COMMIT), CHM_OK);
+        const chm_tensor *y = chm_model_forward(m, c, id, NULL, &depth);
+        if (chm_context_status(c)) fail_msg("%s", chm_error());
+        int64_t passes = 0;
+        for (int s = 0, at = 0; s < STREAMS; at += (int)rows[s++]) {
+            const int64_t so_far = alone[s]->depth.sum;
+            assert_int_equal(chm_stream_feed_all(alone[s], id + at, rows[s], logits), CHM_OK);
+            passes += alone[s]->depth.sum - so_far;
+            for (int64_t i = 0; i < rows[s]; i++)
+                assert_memory_equal(y->data + (at + i) * y->width, logits + i * VOCAB, VOCAB * sizeof *logits);
+            assert_memory_equal(together[s].blob, alone[s]->state.blob, m->layout.bytes);
+            chm_stream_finish(&together[s]);
+            chm_stream_close(alone[s]);
+        }
+        /* each row took as many passes as it took alone; some left the loop early, and some did not */
+        assert_int_equal(depth.sum, passes);
+        assert_true(kind == PLAIN || (passes > 2 * n && passes < m->config->loop.passes * n));
+        chm_context_destroy(c);
+        chm_free(logits);
+        chm_close(m);
+        chm_runtime_destroy(r);
+    }
+}
+
+/* Two forks read in turns, against each reading alone. */
+static void forks_go_their_own_ways(void **state) {
+    (void)state;
+    enum { COMMON = 41 };
+    int32_t ids[TEXT], other[TEXT];
+    test_text(ids);
+    for (int i = 0; i < TEXT; i++) other[i] = i < COMMON ? ids[i] : ids[TEXT - 1 - i + COMMON];
+    chm_runtime *r = open_runtime(2, NULL);
+    chm_model *m = open_model(r);
+    float *first = read_all(r, m, ids), *second = read_all(r, m, other);
+    chm_stream *s = NULL, *fork = NULL;
+    const float *logits = NULL;
+    assert_int_equal(chm_stream_open(r, m, &s), CHM_OK);
+    assert_int_equal(chm_stream_feed(s, ids, COMMON, NULL), CHM_OK);
+    assert_int_equal(chm_stream_fork(s, &fork), CHM_OK);
+    for (int i = COMMON; i < TEXT; i++) {
+        assert_int_equal(chm_stream_feed(s, ids + i, 1, &logits), CHM_OK);
+        assert_memory_equal(logits, first + i * VOCAB, VOCAB * sizeof *logits);
+        assert_int_equal(chm_stream_feed(fork, other + i, 1, &logits), CHM_OK);
+        assert_memory_equal(logits, second + i * VOCAB, VOCAB * sizeof *logits);
+    }
+    chm_stream_close(fork);
+    chm_stream_close(s);
+    chm_free(first);
+    chm_free(second);
     chm_close(m);
     chm_runtime_destroy(r);
 }
@@ -779,7 +908,7 @@ static void check_agrees_with_the_model(void **state) {
         if (strcmp(json_string_value(json_object_get(value, "key")), "generation.top_p") != 0) continue;
         found++;
         assert_true(json_number_value(json_object_get(value, "value")) == 0.9);
-        assert_non_null(strstr(json_string_value(json_object_get(value, "origin")), "card.json:6"));
+        assert_non_null(strstr(json_string_value(json_object_get(value, "origin")), generation_line()));
     }
     assert_int_equal(found, 1);
     json_decref(json);
@@ -792,15 +921,18 @@ static void bench_counts_every_byte(void **state) {
     chm_runtime *r = open_runtime(2, NULL);
     chm_model *m = open_model(r);
     json_t *json = report(write_bench, r, m), *rows = json_object_get(json, "rows");
-    double bytes = 0;
+    double bytes = 0, idle = 0; /* idle: experts that one token does not choose */
     for (int i = 0; i < m->params; i++)
         if (m->param[i] != m->embedding) {
             const int layer = m->param[i]->layer;
-            bytes += (double)stored(m->param[i]) * (layer >= 0 && m->config->in_loop[layer] ? 3 : 1);
+            const double often = layer >= 0 && m->config->in_loop[layer] ? (double)m->config->loop.passes : 1;
+            bytes += (double)stored(m->param[i]) * often;
+            if (m->param[i]->expert)
+                idle += (double)stored(m->param[i]) * often * 2 / 5; /* 4 and a shared one, 2 run */
         }
     const double table = (double)stored(m->embedding), row = table / VOCAB;
     const double want[2] = {(2 * bytes + table) / 100 + row + (double)m->layout.bytes, /* 100 tokens are two passes */
-                            bytes + table + row + (double)m->layout.bytes};
+                            bytes - idle + table + row + (double)m->layout.bytes};
     static const char *const names[] = {"prefill", "decode"};
     assert_int_equal(json_array_size(rows), 2);
     const double rate = json_number_value(json_object_get(json, "read_bytes_per_second"));
@@ -822,12 +954,17 @@ static void bench_counts_every_byte(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest sampler[] = {
         cmocka_unit_test(distribution_is_the_formula),
         cmocka_unit_test(draws_follow_the_distribution),
         cmocka_unit_test(hostile_numbers_are_refused),
+    };
+    const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_and_backends_give_the_same_bytes),
         cmocka_unit_test(a_prompt_may_be_split_anywhere),
+        cmocka_unit_test(no_token_sees_a_later_one),
+        cmocka_unit_test(streams_share_a_pass),
+        cmocka_unit_test(forks_go_their_own_ways),
         cmocka_unit_test(trees_equal_plain_reading),
         cmocka_unit_test(saved_streams_go_on),
         cmocka_unit_test(reading_allocates_nothing_once_warm),
@@ -836,7 +973,10 @@ int main(void) {
         cmocka_unit_test(check_agrees_with_the_model),
         cmocka_unit_test(bench_counts_every_byte),
     };
-    const int failed = cmocka_run_group_tests_name("plain", tests, set_up, tear_down);
-    looped = true;
-    return failed + cmocka_run_group_tests_name("looped", tests, set_up, tear_down);
+    int failed = cmocka_run_group_tests_name("sampler", sampler, set_up, tear_down);
+    failed += cmocka_run_group_tests_name("plain", tests, set_up, tear_down);
+    kind = LOOPED;
+    failed += cmocka_run_group_tests_name("looped", tests, set_up, tear_down);
+    kind = HYBRID;
+    return failed + cmocka_run_group_tests_name("hybrid", tests, set_up, tear_down);
 }

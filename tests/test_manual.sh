@@ -77,7 +77,7 @@ completes 'chimera --qu' --quiet
 completes 'chimera -v ev' eval
 completes 'chimera train x.json --che' --checkpoint-seconds
 completes 'chimera train x.json --da' --data
-completes 'chimera layer test --' --tolerance --rows --output --help --threads ...
+completes 'chimera layer test --' --tolerance --rows --trees --only --output --help --threads ...
 completes 'chimera layer gd --m' --mode
 completes 'chimera layer gd --mode ' chunk step
 completes 'chimera layer test --mode'

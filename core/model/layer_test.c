@@ -14,7 +14,9 @@
 enum {
     WARM_ROWS = 19, /* read before the tests to reach a state */
     STREAMS = 4,    /* of the batch and thread tests */
-    TREE_ROWS = 24,
+    TREE_ROWS = 32, /* most of a tree */
+    TREES = 16,
+    MOST_TREES = 1000000,
     MOST_ROWS = 4096,
     MOST_SPLITS = 128,
     DIRECTIONS = 6,
@@ -55,7 +57,8 @@ struct layer_test {
     int32_t *parent;    /* [STREAMS * rows] */
     int64_t *position;
     chm_stream_state stream[STREAMS], copy[STREAMS], reference;
-    float *reference_y; /* [rows][width]: rows fed by step from the warm state */
+    chm_stream_state node[TREE_ROWS]; /* after each row of a tree */
+    float *reference_y;               /* [rows][width]: rows fed by step from the warm state */
     chm_arena arena;
     struct result *result;
     int results, capacity, failed, run;
@@ -402,88 +405,122 @@ static int test_fork(struct layer_test *t) {
     return same(t, "fork", first && second, first ? "the fork differs from a run of its own" : "the original differs");
 }
 
-/* A tree over two streams: each row against its path alone; nothing moves; then a path of each is accepted. */
+/* Rows tried over the two streams of the tree tests, in the order they are run. */
+struct tree {
+    int64_t rows;
+    int32_t parent[TREE_ROWS]; /* a row, or ~stream */
+    int64_t position[TREE_ROWS], depth[TREE_ROWS];
+    int stream[TREE_ROWS];
+};
+
+static int64_t tree_below(uint64_t tree, uint64_t draw, int64_t n) {
+    return (int64_t)chm_below_at(SEED, CHM_RANDOM_TEST, 99, tree * 256 + draw, (uint64_t)n);
+}
+
+/* 1 to 32 rows: chains, fans, and what lies between. */
+static void draw_tree(struct tree *tree, uint64_t number, chm_stream_state *const streams[2]) {
+    const int64_t bushy = tree_below(number, 1, 5); /* 0: a chain, 4: any earlier row may be the parent */
+    tree->rows = 1 + tree_below(number, 0, TREE_ROWS);
+    for (int64_t r = 0; r < tree->rows; r++) {
+        const uint64_t draw = 16 + 4 * (uint64_t)r;
+        int64_t from = r - 1;
+        if (r == 0 || tree_below(number, draw, 4) < bushy) from = tree_below(number, draw + 1, r + 2) - 2;
+        if (bushy == 3 && tree_below(number, draw + 2, 2)) from = -1 - tree_below(number, draw + 3, 2);
+        tree->stream[r] = from < 0 ? (int)(-1 - from) : tree->stream[from];
+        tree->parent[r] = from < 0 ? ~tree->stream[r] : (int32_t)from;
+        tree->depth[r] = from < 0 ? 1 : tree->depth[from] + 1;
+        tree->position[r] = streams[tree->stream[r]]->position + tree->depth[r] - 1;
+    }
+}
+
+/* Trees over two streams, each tried in one pass: every row as it is when decoded after its parent, one row at a time;
+ * nothing moves; then a path of each stream, or nothing, is accepted, and both go on from there. The next tree stands
+ * where the last one left the streams, after a few rows more, or on a new document. */
 static int test_tree(struct layer_test *t, int passes) {
-    const char *const names[3][2] = {{"tree: rows against their paths", "read: tree against paths"},
-                                     {"rewind: rows tried and forgotten", "read: rewind"},
-                                     {"accept: a path of the tree", "read: accept"}};
-    const int64_t N = CHM_MIN(TREE_ROWS, t->rows);
-    int32_t parent[TREE_ROWS], path[TREE_ROWS];
-    int64_t position[TREE_ROWS], depth[TREE_ROWS], deepest[2] = {-1, -1};
-    int slot_of[TREE_ROWS];
-    chm_stream_state *streams[2] = {restart(t, &t->stream[0]), &t->stream[1]};
-    const float *x2 = passes > 1 ? t->other : NULL;
-    /* the second stream stands elsewhere */
-    chm_stream_copy(streams[1], &t->s->warm);
-    int status = feed(t, streams[1], row(t, t->x, t->rows - 2), NULL, 2, CHM_PASS_COMMIT, NULL, NULL);
-    if (status) return status;
-    for (int s = 0; s < 2; s++) chm_stream_copy(&t->copy[2 + s], streams[s]);
-    for (int64_t r = 0; r < N; r++) {
-        const int64_t pick =
-            r < 2 ? r - 2 : (int64_t)chm_below_at(SEED, CHM_RANDOM_TEST, 99, (uint64_t)r, (uint64_t)r + 2) - 2;
-        slot_of[r] = pick < 0 ? (int)(-1 - pick) : slot_of[pick];
-        parent[r] = pick < 0 ? ~slot_of[r] : (int32_t)pick;
-        depth[r] = pick < 0 ? 1 : depth[pick] + 1;
-        position[r] = streams[slot_of[r]]->position + depth[r] - 1;
-        int64_t *best = &deepest[slot_of[r]];
-        if (*best < 0 || depth[r] > depth[*best]) *best = r;
-    }
-    struct pass p = {.x = {t->x, x2},
-                     .passes = passes,
-                     .rows = N,
-                     .parent = parent,
-                     .position = position,
-                     .streams = streams,
-                     .slots = 2};
-    status = run(t, &p);
-    if (status) return status;
-    for (int i = 0; i < passes; i++) memcpy(i ? t->y2 : t->y, p.y[i]->data, (size_t)(N * t->width) * sizeof(float));
-    const bool unmoved = same_state(streams[0], &t->copy[2]) && same_state(streams[1], &t->copy[3]);
-    /* accept while the pass is there; the paths are run afterwards */
-    for (int s = 0; s < 2 && !status; s++) {
-        assert(deepest[s] >= 0); /* the first two rows stand on the two streams */
-        int64_t n = depth[deepest[s]];
-        for (int64_t r = deepest[s], i = n - 1; i >= 0; i--, r = parent[r]) path[i] = (int32_t)r;
-        status = chm_accept(t->s->context, path, n);
-        streams[s]->position += n;
-    }
-    bool tree = true, accepted = true;
-    char where[96] = "";
-    for (int64_t r = 0; r < N && !status; r++) {
-        const int s = slot_of[r];
-        const int64_t n = depth[r];
-        float *rows = t->y3, *rows2 = t->y3 + N * t->width, *out = t->y3 + 2 * N * t->width;
-        for (int64_t at = r, i = n - 1; i >= 0; i--, at = parent[at]) {
-            memcpy(rows + i * t->width, row(t, t->x, at), (size_t)t->width * sizeof(float));
-            memcpy(rows2 + i * t->width, row(t, t->other, at), (size_t)t->width * sizeof(float));
+    static const char *const names[3][2] = {{"tree: rows against their paths", "read: tree against paths"},
+                                            {"rewind: rows tried and forgotten", "read: rewind"},
+                                            {"accept: a path of the tree", "read: accept"}};
+    const int64_t trees = t->options->trees ? t->options->trees : TREES, made = STREAMS * t->rows, width = t->width;
+    chm_stream_state *streams[2] = {restart(t, &t->stream[0]), restart(t, &t->stream[1])};
+    chm_stream_state *before[2] = {&t->copy[0], &t->copy[1]};
+    bool unmoved = true;
+    char where[96] = "", wrong[96] = "", seen[96];
+    int64_t rows = 0;
+    for (int64_t i = 0; i < trees; i++) {
+        const uint64_t number = (uint64_t)i;
+        struct tree tree;
+        int32_t path[TREE_ROWS];
+        for (int s = 0; s < 2; s++) {
+            const int64_t fresh = tree_below(number, 2 + (uint64_t)s, 8), n = tree_below(number, 4 + (uint64_t)s, 8);
+            if (fresh == 0) {
+                chm_stream_reset(streams[s]);
+                streams[s]->position = 0;
+            } else if (fresh == 1)
+                restart(t, streams[s]);
+            const int64_t at = tree_below(number, 6 + (uint64_t)s, made - n + 1);
+            const int status = feed(t, streams[s], row(t, t->x, at), passes > 1 ? row(t, t->other, at) : NULL, n,
+                                    CHM_PASS_COMMIT, NULL, NULL);
+            if (status) return status;
+            chm_stream_copy(before[s], streams[s]);
         }
-        chm_stream_copy(&t->copy[0], &t->copy[2 + s]);
-        status = feed(t, &t->copy[0], rows, x2 ? rows2 : NULL, n, CHM_PASS_COMMIT, out, out + N * t->width);
+        draw_tree(&tree, number, streams);
+        rows += tree.rows;
+        const int64_t at = tree_below(number, 8, made - tree.rows + 1);
+        const float *x = row(t, t->x, at), *x2 = passes > 1 ? row(t, t->other, at) : NULL;
+        struct pass p = {.x = {x, x2},
+                         .passes = passes,
+                         .rows = tree.rows,
+                         .parent = tree.parent,
+                         .position = tree.position,
+                         .streams = streams,
+                         .slots = 2};
+        int status = run(t, &p);
         if (status) return status;
-        for (int i = 0; i < passes; i++)
-            if (first_difference(t, row(t, i ? t->y2 : t->y, r), out + (i * N + n - 1) * t->width, 1) >= 0) {
-                tree = false;
-                snprintf(where, sizeof where, "row %lld at depth %lld differs", (long long)r, (long long)n);
+        for (int k = 0; k < passes; k++)
+            memcpy(k ? t->y2 : t->y, p.y[k]->data, (size_t)(tree.rows * width) * sizeof(float));
+        for (int s = 0; s < 2; s++) unmoved = unmoved && same_state(streams[s], before[s]);
+        /* accept while the pass is there; -1: nothing */
+        int64_t accepted[2];
+        for (int s = 0; s < 2; s++) {
+            accepted[s] = tree_below(number, 9 + (uint64_t)s, tree.rows + 1) - 1;
+            if (accepted[s] < 0 || tree.stream[accepted[s]] != s) {
+                accepted[s] = -1;
+                continue;
             }
-        if (r == deepest[s]) accepted = accepted && same_state(&t->copy[0], streams[s]);
+            const int64_t n = tree.depth[accepted[s]];
+            for (int64_t r = accepted[s], k = n - 1; k >= 0; k--, r = tree.parent[r]) path[k] = (int32_t)r;
+            status = chm_accept(t->s->context, path, n);
+            if (status) return status;
+            streams[s]->position += n;
+        }
+        for (int64_t r = 0; r < tree.rows; r++) {
+            const int32_t parent = tree.parent[r];
+            chm_stream_copy(&t->node[r], parent < 0 ? before[~parent] : &t->node[parent]);
+            status =
+                feed(t, &t->node[r], row(t, x, r), x2 ? row(t, x2, r) : NULL, 1, CHM_PASS_COMMIT, t->y3, t->y3 + width);
+            if (status) return status;
+            for (int k = 0; k < passes && !*where; k++)
+                if (first_difference(t, row(t, k ? t->y2 : t->y, r), t->y3 + k * width, 1) >= 0)
+                    snprintf(where, sizeof where, "tree %lld: row %lld of %lld, at depth %lld, differs", (long long)i,
+                             (long long)r, (long long)tree.rows, (long long)tree.depth[r]);
+        }
+        for (int s = 0; s < 2; s++) {
+            chm_stream_state *plain = accepted[s] < 0 ? before[s] : &t->node[accepted[s]];
+            bool equal = same_state(streams[s], plain) && streams[s]->position == plain->position;
+            status = feed(t, streams[s], row(t, t->x, s), NULL, 2, CHM_PASS_COMMIT, t->y, NULL);
+            if (!status) status = feed(t, plain, row(t, t->x, s), NULL, 2, CHM_PASS_COMMIT, t->y2, NULL);
+            if (status) return status;
+            equal = equal && first_difference(t, t->y, t->y2, 2) < 0 && same_state(streams[s], plain);
+            if (!equal && !*wrong)
+                snprintf(wrong, sizeof wrong, "tree %lld: stream %d after its row %lld", (long long)i, s,
+                         (long long)accepted[s]);
+        }
     }
-    if (status) return status;
-    /* what follows an accepted path */
-    chm_stream_copy(&t->copy[1], &t->copy[2]);
-    int64_t n = depth[deepest[0]];
-    for (int64_t r = deepest[0], i = n - 1; i >= 0; i--, r = parent[r]) {
-        memcpy(t->y3 + i * t->width, row(t, t->x, r), (size_t)t->width * sizeof(float));
-        memcpy(t->y3 + (N + i) * t->width, row(t, t->other, r), (size_t)t->width * sizeof(float));
-    }
-    status = feed(t, &t->copy[1], t->y3, x2 ? t->y3 + N * t->width : NULL, n, CHM_PASS_COMMIT, NULL, NULL);
-    const float *next = row(t, t->x, t->rows - 3);
-    if (!status) status = feed(t, &t->copy[1], next, NULL, 3, CHM_PASS_COMMIT, t->y, NULL);
-    if (!status) status = feed(t, streams[0], next, NULL, 3, CHM_PASS_COMMIT, t->y2, NULL);
-    if (status) return status;
-    accepted = accepted && first_difference(t, t->y, t->y2, 3) < 0;
-    status = same(t, names[0][passes - 1], tree, where);
+    snprintf(seen, sizeof seen, "%lld trees, %lld rows", (long long)trees, (long long)rows);
+    int status = same(t, names[0][passes - 1], !*where, where);
+    if (!status && !*where) snprintf(t->result[t->results - 1].note, sizeof t->result->note, "%s", seen);
     if (!status) status = same(t, names[1][passes - 1], unmoved, "");
-    if (!status) status = same(t, names[2][passes - 1], accepted, "");
+    if (!status) status = same(t, names[2][passes - 1], !*wrong, wrong);
     return status;
 }
 
@@ -939,7 +976,6 @@ static int test_read(struct layer_test *t) {
                   first_difference(t, t->y, whole, T) < 0 && first_difference(t, t->y2, whole2, T) < 0 &&
                       same_state(s, &t->reference),
                   "");
-    if (!status) status = test_tree(t, 2);
     if (status || strcmp(t->s->mode, "f32") != 0) return status;
     if (!t->s->reads_chunk) return skip(t, "read: chunk against step", t->s->why_not_read);
     status = feed(t, restart(t, s), t->x, t->other, T, CHM_PASS_COMMIT, whole, whole2);
@@ -1007,6 +1043,7 @@ static int prepare(struct layer_test *t) {
         status = chm_stream_init(&t->stream[i], &m->layout);
         if (!status) status = chm_stream_init(&t->copy[i], &m->layout);
     }
+    for (int i = 0; i < TREE_ROWS && !status; i++) status = chm_stream_init(&t->node[i], &m->layout);
     if (!status) status = chm_stream_init(&t->reference, &m->layout);
     if (status) return status;
     float **arrays[] = {&t->x, &t->other, &t->y, &t->y2, &t->y3, &t->reference_y};
@@ -1030,6 +1067,7 @@ static void finish(struct layer_test *t) {
         chm_stream_finish(&t->stream[i]);
         chm_stream_finish(&t->copy[i]);
     }
+    for (int i = 0; i < TREE_ROWS; i++) chm_stream_finish(&t->node[i]);
     chm_stream_finish(&t->reference);
     chm_context_destroy(s->context);
     chm_layer_alone_close(&s->layer);
@@ -1037,7 +1075,10 @@ static void finish(struct layer_test *t) {
     memset(s, 0, sizeof *s);
 }
 
-static int tree_once(struct layer_test *t) { return test_tree(t, 1); }
+static int trees(struct layer_test *t) {
+    const int status = test_tree(t, 1);
+    return status || !t->s->reads ? status : test_tree(t, 2);
+}
 static int gradients_once(struct layer_test *t) { return test_gradients(t, 1); }
 
 static const struct {
@@ -1046,15 +1087,22 @@ static const struct {
     bool plain_only;
 } tests[] = {
     {"split", test_split, false},   {"batch", test_batch, false}, {"threads", test_threads, false},
-    {"fork", test_fork, false},     {"tree", tree_once, false},   {"reset", test_reset, false},
+    {"fork", test_fork, false},     {"tree", trees, false},       {"reset", test_reset, false},
     {"memory", test_memory, false}, {"chunk", test_chunk, false}, {"causality", test_causality, false},
     {"carry", test_carry, true},    {"read", test_read, false},   {"gradient", gradients_once, true},
 };
+
+static bool is_test(const char *name) {
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(tests); i++)
+        if (!strcmp(tests[i].name, name)) return true;
+    return false;
+}
 
 static int test_subject(struct layer_test *t) {
     int status = prepare(t);
     for (size_t i = 0; i < CHM_ARRAY_COUNT(tests) && !status; i++) {
         if (tests[i].plain_only && strcmp(t->s->mode, "f32") != 0) continue;
+        if (t->options->only && strcmp(t->options->only, tests[i].name) != 0) continue;
         status = tests[i].run(t);
         /* a plugin that fails in one test has failed that test; the others still say something */
         if (status && status != CHM_E_MEMORY) {
@@ -1122,6 +1170,18 @@ int chm_layer_test(chm_runtime *r, const chm_layer_options *options, chm_output 
             return chm_fail(CHM_E_CONFIG, "%lld rows: a layer is tested with 8..%d", (long long)t.rows, MOST_ROWS);
         if (!(options->tolerance >= 0))
             return chm_fail(CHM_E_CONFIG, "a tolerance is a positive number, or 0 for each test's own");
+        if (options->trees < 0 || options->trees > MOST_TREES)
+            return chm_fail(CHM_E_CONFIG, "%lld trees: 1..%d, or 0 for %d", (long long)options->trees, MOST_TREES,
+                            TREES);
+        if (options->only && !is_test(options->only)) {
+            chm_string names = {0};
+            for (size_t i = 0; i < CHM_ARRAY_COUNT(tests); i++)
+                chm_string_add(&names, "%s%s", i ? ", " : "", tests[i].name);
+            status = chm_fail(CHM_E_CONFIG, "no test of a layer is called '%s': %s", options->only,
+                              names.failed ? "out of memory" : names.text);
+            chm_string_finish(&names);
+            return status;
+        }
     }
     /* f32 first, then the card's own arithmetic unless that is the same */
     for (int plain = 1; plain >= 0 && !status; plain--) {

@@ -305,6 +305,8 @@ typedef struct chm_layer_options {
     bool step;                  /* run step, else chunk */
     double tolerance;           /* layer_test: rms error / rms; 0: the default of each test */
     int64_t rows;               /* layer_test: 0: 77 */
+    int64_t trees;              /* layer_test: random trees of each test of trees, 1..1000000; 0: 16 */
+    const char *only;           /* layer_test: "split", "tree", ...: that group of tests; NULL: all */
 } chm_layer_options;
 CHM_PUBLIC int chm_layer_run(chm_runtime *r, const chm_layer_options *options);
 /* The generated tests: split, causality, finite differences, fork, read, tree. CHM_E_VERDICT when one fails. */
