@@ -2,6 +2,7 @@
 #include "cli.h"
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@ static const struct cli_option options[] = {
     {.name = "data",
      .type = CLI_FILES,
      .value = "FILE",
-     .doc = "text to score, each file a document read from a fresh state; - is standard input; several, repeatable",
+     .doc = "text to score, each file (or line: training.documents) a document read from a fresh state; - is standard "
+            "input; several, repeatable",
      .required = true},
     {.name = "logits",
      .type = CLI_TEXT,
@@ -91,6 +93,43 @@ static int spool(const char **path, char *name, size_t n, int64_t limit) {
     return CHM_OK;
 }
 
+static double share(int64_t part, int64_t all) { return (double)part / (double)all; }
+
+/* Bits of an answer; nats are natural. */
+static double bits(double nats, int64_t answers) { return nats / log(2.0) / (double)answers; }
+
+/* What a class of lengths is called: "33..64", and "8388609.." of the last. */
+static void length_name(int k, char *text, size_t n) {
+    const long long from = k ? (1LL << (k - 1)) + 1 : 0, to = 1LL << k;
+    if (k == CHM_EVAL_LENGTHS - 1)
+        snprintf(text, n, "%lld..", from);
+    else if (from == to)
+        snprintf(text, n, "%lld", to);
+    else
+        snprintf(text, n, "%lld..%lld", from, to);
+}
+
+static void print_json_answers(const chm_eval_result *r) {
+    printf(", \"answers\": %lld, \"accuracy\": ", (long long)r->answers);
+    cli_json_real(stdout, share(r->right, r->answers));
+    fputs(", \"bits_per_answer\": ", stdout);
+    cli_json_real(stdout, r->bits_per_byte);
+    fputs(", \"lengths\": [", stdout);
+    for (int k = 0, n = 0; k < CHM_EVAL_LENGTHS; k++) {
+        const chm_eval_length *l = &r->length[k];
+        if (l->answers == 0) continue;
+        char name[48];
+        length_name(k, name, sizeof(name));
+        printf("%s{\"length\": \"%s\", \"answers\": %lld, \"accuracy\": ", n++ ? ", " : "", name,
+               (long long)l->answers);
+        cli_json_real(stdout, share(l->right, l->answers));
+        fputs(", \"bits_per_answer\": ", stdout);
+        cli_json_real(stdout, bits(l->nats, l->answers));
+        putchar('}');
+    }
+    putchar(']');
+}
+
 static void print_json(const struct cli *c, const char *model, const chm_eval_result *r, const char *kernels) {
     fputs("\"model\": ", stdout);
     cli_json_string(stdout, model);
@@ -98,7 +137,9 @@ static void print_json(const struct cli *c, const char *model, const chm_eval_re
     cli_json_real(stdout, r->bits_per_byte);
     fputs(", \"nats\": ", stdout);
     cli_json_real(stdout, r->nats);
-    printf(", \"bytes\": %lld, \"tokens\": %lld, \"tokens_per_second\": ", (long long)r->bytes, (long long)r->tokens);
+    if (r->answers > 0) print_json_answers(r);
+    printf(", \"documents\": %lld, \"bytes\": %lld, \"tokens\": %lld, \"tokens_per_second\": ", (long long)r->documents,
+           (long long)r->bytes, (long long)r->tokens);
     cli_json_real(stdout, r->tokens_per_second);
     fputs(", \"seconds\": ", stdout);
     cli_json_real(stdout, r->seconds);
@@ -111,6 +152,21 @@ static void print_json(const struct cli *c, const char *model, const chm_eval_re
     putchar('}');
 }
 
+/* A table of the lengths, for people. */
+static void print_text_answers(const chm_eval_result *r) {
+    printf("%.4f of %lld answers right, %.4f bits an answer, %lld documents\n", share(r->right, r->answers),
+           (long long)r->answers, r->bits_per_byte, (long long)r->documents);
+    printf("%16s  %9s  %8s  %6s\n", "bytes before it", "answers", "right", "bits");
+    for (int k = 0; k < CHM_EVAL_LENGTHS; k++) {
+        const chm_eval_length *l = &r->length[k];
+        char name[48];
+        length_name(k, name, sizeof(name));
+        if (l->answers > 0)
+            printf("%16s  %9lld  %8.4f  %6.4f\n", name, (long long)l->answers, share(l->right, l->answers),
+                   bits(l->nats, l->answers));
+    }
+}
+
 /* One model: its numbers. Several: a row each, in JSON an object each. */
 static int print_results(const struct cli *c, const chm_eval_result *results) {
     const int n = c->argument_count;
@@ -119,49 +175,68 @@ static int print_results(const struct cli *c, const chm_eval_result *results) {
     if (kernels == NULL) return cli_report(CHM_E_MEMORY);
     for (int i = 0; i < n; i++)
         if (strlen(c->arguments[i]) > width) width = strlen(c->arguments[i]);
+    /* of several models one may count answers and another not: a column that some lack is empty */
+    bool answers = false;
+    for (int i = 0; i < n; i++) answers = answers || results[i].answers > 0;
     switch (cli_format(c)) {
     case CHM_OUTPUT_JSON:
         fputs(n > 1 ? "{\"schema_version\": 1, \"models\": [" : "{\"schema_version\": 1, ", stdout);
         break;
     case CHM_OUTPUT_CSV:
-        puts("bits_per_byte,nats,bytes,tokens,tokens_per_second,seconds,kernels,model");
+        printf("bits_per_byte,nats,bytes,tokens,%stokens_per_second,seconds,kernels,model\n",
+               answers ? "answers,accuracy," : "");
         break;
     case CHM_OUTPUT_MD:
-        puts("| model | bits per byte | nats | bytes | tokens | tokens/s | seconds |\n"
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+        printf("| model | bits per byte | nats | bytes | tokens |%s tokens/s | seconds |\n"
+               "| --- | ---: | ---: | ---: | ---: |%s ---: | ---: |\n",
+               answers ? " answers | accuracy |" : "", answers ? " ---: | ---: |" : "");
         break;
     case CHM_OUTPUT_TEXT:
-        if (n > 1) printf("%-*s  bits per byte       bytes      tokens   tokens/s\n", (int)width, "model");
+        if (n > 1)
+            printf("%-*s  bits per byte       bytes      tokens   tokens/s%s\n", (int)width, "model",
+                   answers ? "   accuracy" : "");
         break;
     }
     for (int i = 0; i < n; i++) {
         const chm_eval_result *r = &results[i];
         const char *model = c->arguments[i];
+        char answered[64] = "";
         switch (cli_format(c)) {
         case CHM_OUTPUT_JSON:
             if (n > 1) fputs(i ? ",\n {" : "\n {", stdout);
             print_json(c, model, r, kernels);
             break;
         case CHM_OUTPUT_CSV:
-            printf("%.17g,%.17g,%lld,%lld,%.1f,%.3f,%s,", r->bits_per_byte, r->nats, (long long)r->bytes,
-                   (long long)r->tokens, r->tokens_per_second, r->seconds, kernels);
+            if (answers) snprintf(answered, sizeof(answered), ",,");
+            if (r->answers > 0)
+                snprintf(answered, sizeof(answered), "%lld,%.9g,", (long long)r->answers, share(r->right, r->answers));
+            printf("%.17g,%.17g,%lld,%lld,%s%.1f,%.3f,%s,", r->bits_per_byte, r->nats, (long long)r->bytes,
+                   (long long)r->tokens, answered, r->tokens_per_second, r->seconds, kernels);
             cli_csv_string(stdout, model);
             putchar('\n');
             break;
         case CHM_OUTPUT_MD:
+            if (answers) snprintf(answered, sizeof(answered), " | |");
+            if (r->answers > 0)
+                snprintf(answered, sizeof(answered), " %lld | %.4f |", (long long)r->answers,
+                         share(r->right, r->answers));
             fputs("| ", stdout);
             for (const char *m = model; *m; m++) printf(*m == '|' ? "\\%c" : "%c", *m);
-            printf(" | %.4f | %.2f | %lld | %lld | %.1f | %.2f |\n", r->bits_per_byte, r->nats, (long long)r->bytes,
-                   (long long)r->tokens, r->tokens_per_second, r->seconds);
+            printf(" | %.4f | %.2f | %lld | %lld |%s %.1f | %.2f |\n", r->bits_per_byte, r->nats, (long long)r->bytes,
+                   (long long)r->tokens, answered, r->tokens_per_second, r->seconds);
             break;
         case CHM_OUTPUT_TEXT:
+            if (n > 1 && r->answers > 0) snprintf(answered, sizeof(answered), "  %9.4f", share(r->right, r->answers));
             if (n > 1)
-                printf("%-*s  %13.4f  %10lld  %10lld  %9.1f\n", (int)width, model, r->bits_per_byte,
-                       (long long)r->bytes, (long long)r->tokens, r->tokens_per_second);
+                printf("%-*s  %13.4f  %10lld  %10lld  %9.1f%s\n", (int)width, model, r->bits_per_byte,
+                       (long long)r->bytes, (long long)r->tokens, r->tokens_per_second, answered);
+            else if (r->answers > 0)
+                print_text_answers(r);
             else
-                printf("%.4f bits per byte\n%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n",
-                       r->bits_per_byte, (long long)r->bytes, (long long)r->tokens, r->nats, r->seconds,
-                       r->tokens_per_second);
+                printf("%.4f bits per byte\n", r->bits_per_byte);
+            if (n == 1)
+                printf("%lld bytes, %lld tokens, %.2f nats in all\n%.2f s, %.1f tokens a second\n", (long long)r->bytes,
+                       (long long)r->tokens, r->nats, r->seconds, r->tokens_per_second);
             if (n == 1 && r->loop_count_mean > 0) printf("%.2f passes of the loop a token\n", r->loop_count_mean);
             break;
         }

@@ -89,7 +89,7 @@ grep -qE '^chimera [0-9]+\.[0-9]+\.[0-9]+$' out && ok || bad 'version'
 expect 0 '' --version
 verbs=$("$chimera" help | sed -n 's/^  \([a-z]*\)  .*/\1/p')
 [ "$(echo "$verbs" | wc -l)" -ge 13 ] && ok || bad 'help lists too few commands'
-for verb in $verbs 'layer test' 'plugins list' 'plugins show'; do
+for verb in $verbs 'layer test' 'plugins list' 'plugins show' 'data mqar' 'data parity' 'data majority'; do
     expect 0 '' $verb -h
     says out "usage: chimera $verb"
     expect 0 '' $verb --help
@@ -537,6 +537,42 @@ if "$chimera" plugins show o200k >/dev/null 2>&1; then
 else
     skip 'the o200k tokenizer is not built'
 fi
+
+# ---- synthetic tasks, and lines as documents
+expect 2 'expected one of mqar, parity, majority' data primes
+expect 2 '--out FILE is missing' data parity
+expect 2 'of documents, 1..1000000000' data parity -o bits.txt --documents 0
+expect 2 'of bits, 1..262144' data majority -o bits.txt --most 1M
+expect 2 'the least length 9 is above the greatest, 8' data parity -o bits.txt --least 9 --most 8
+expect 2 'need 32 keys, and the alphabet has 26' data mqar -o recall.txt --rebound 0
+expect 2 'distinct keys, each asked at most once' data mqar -o recall.txt --least 4 --queries 3
+expect 2 'alphabet' data mqar -o recall.txt --alphabet 1
+expect 4 'missing/bits.txt' data parity -o missing/bits.txt
+[ -e bits.txt ] || [ -e recall.txt ] && bad 'a refused task left a file' || ok
+expect 0 'wrote bits.txt: 40 documents' data parity -o bits.txt --documents 40 --most 30
+grep -cE '^[01]{1,30}=[01]$' bits.txt | grep -qx 40 && ok || bad 'data parity'
+expect 0 '' data majority -o more.txt --documents 40 --least 70 -q
+grep -cE '^[01]{70}=[01]$' more.txt | grep -qx 40 && ok || bad 'data majority: --least alone moves the other end'
+expect 0 '' data mqar -o recall.txt --documents 40 --seed 18446744073709551615 -q
+grep -cE '^([a-z][A-Z]){16,32} ([a-z]=[A-Z]){4}$' recall.txt | grep -qx 40 && ok || bad 'data mqar'
+set -- --set training.documents=line --set training.loss_on=answers
+expect 0 '' train card.json --data bits.txt --validation bits.txt --out answers --tokens 2K -q "$@"
+expect 0 '' eval answers/model.b158 --data bits.txt -q
+says out 'of 40 answers right'
+says out '17..32'
+expect 0 '' eval answers/model.b158 --data bits.txt -q -o json
+json out "d['answers'] == 40 == sum(l['answers'] for l in d['lengths']) and 0 <= d['accuracy'] <= 1 and d['documents'] == 40"
+json out "d['bits_per_answer'] == d['bits_per_byte']"
+expect 0 '' eval model.b158 answers/model.b158 --data bits.txt -q -o csv
+says out 'tokens,answers,accuracy,tokens_per_second'
+[ "$(sed 's/[^,]//g' out | sort -u | wc -l)" = 1 ] && ok || bad 'eval -o csv: rows of several widths'
+expect 0 '' eval model.b158 answers/model.b158 --data bits.txt -q -o md
+[ "$(sed 's/[^|]//g' out | sort -u | wc -l)" = 1 ] && ok || bad 'eval -o md: rows of several widths'
+expect 4 "no byte follows a '='" eval answers/model.b158 --data text.txt
+expect 4 "no byte follows a '='" train card.json --data text.txt --out none --tokens 2K "$@"
+expect 4 'set training.phases.pretrain.seq_len=73' train card.json --data more.txt --out none --tokens 2K "$@"
+expect 2 "training.documents" train card.json --data bits.txt --out none --set training.documents=lines
+expect 2 'tokenizer.type to bytes' check card.json --set tokenizer.type=sentencepiece --set training.loss_on=answers
 
 # ---- a standard output that is full, closed, or has no reader
 if [ -w /dev/full ]; then

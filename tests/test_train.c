@@ -400,7 +400,7 @@ static void corpora(void **state) {
     must(ops->init(self, chm_host_services(), NULL, 0));
     const int32_t eos = ops->end_of_text(self);
     chm_corpus c;
-    must(chm_corpus_load(&c, files, 2, bytes, self));
+    must(chm_corpus_load(&c, files, 2, bytes, self, &(chm_corpus_rules){0}));
     const int32_t expected[] = {eos, 'a', 'b', 255, eos, 'c'};
     assert_int_equal(c.tokens, 6);
     assert_memory_equal(c.token, expected, sizeof expected);
@@ -412,7 +412,7 @@ static void corpora(void **state) {
     const uint64_t hash = c.hash;
     chm_corpus_finish(&c);
     files[0] = files[1];
-    must(chm_corpus_load(&c, files, 2, bytes, self));
+    must(chm_corpus_load(&c, files, 2, bytes, self, &(chm_corpus_rules){0}));
     assert_true(c.hash != hash);
     chm_corpus_finish(&c);
     if (ops->finish) ops->finish(self);

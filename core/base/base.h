@@ -86,7 +86,14 @@ int chm_utf8_length(const char *s); /* bytes of the UTF-8 character at s; 0: the
 void chm_printable(char *text, bool lines);
 
 /* ---- random: Philox4x32-10, counter-based (Salmon et al., SC11). A stream is (seed, purpose, a); position b ---- */
-enum chm_purpose { CHM_RANDOM_INIT = 1, CHM_RANDOM_DATA, CHM_RANDOM_SAMPLE, CHM_RANDOM_TEST, CHM_RANDOM_LOOP };
+enum chm_purpose {
+    CHM_RANDOM_INIT = 1,
+    CHM_RANDOM_DATA,
+    CHM_RANDOM_SAMPLE,
+    CHM_RANDOM_TEST,
+    CHM_RANDOM_LOOP,
+    CHM_RANDOM_TASK
+};
 void chm_philox(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint32_t out[4]);
 double chm_uniform_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b);                 /* in (0,1), 53 bits */
 uint64_t chm_below_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint64_t bound); /* in [0,bound) */

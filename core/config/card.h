@@ -69,6 +69,8 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     double stage_split, stage2_lr, stage2_weight_decay; /* bitnet_two_stage */
     uint64_t seed;
     int64_t report_interval_tokens; /* diagnostics.report_interval_tokens */
+    bool line_documents;            /* training.documents = line */
+    bool answers_only;              /* training.loss_on = answers */
 } chm_train_config;
 
 /* One way a value was given. */

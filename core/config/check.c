@@ -474,6 +474,13 @@ static void resolve_train(chm_card *card) {
     t->stage2_weight_decay = phase_number(phase, "stage2_weight_decay");
     t->seed = (uint64_t)phase_whole(phase, "seed");
     whole(card, "diagnostics.report_interval_tokens", &t->report_interval_tokens);
+    t->line_documents = choice_of(good(card, "training.documents")) == 1;
+    t->answers_only = choice_of(good(card, "training.loss_on")) == 1;
+    if (t->answers_only && card->model.tokenizer && strcmp(card->model.tokenizer, "bytes") != 0)
+        chm_card_problem(card, chm_card_find(card, "training.loss_on"),
+                         "\"answers\" are bytes behind a '=', and the tokens of tokenizer '%s' hold several: set "
+                         "tokenizer.type to bytes, or this to \"all\"",
+                         card->model.tokenizer);
 }
 
 void chm_card_resolve(chm_card *card) {

@@ -384,6 +384,10 @@ static const struct chm_schema_row rows[] = {
     BOOL("generation.stream", "true", "Not read yet: text is always written as it comes."),
 
     ALWAYS("training", "How the model is trained."),
+    ENUM("training.documents", "file", "file|line",
+         "What is read from a fresh state, in training and by eval: every file, or every line (without its newline)."),
+    ENUM("training.loss_on", "all", "all|answers",
+         "Which predictions count: all, or only the byte that follows a '='; answers needs tokenizer.type = bytes."),
     SHAPE("training.phases", CHM_SHAPE_PHASES, "The phases, in order; the first of kind pretrain is what `train` runs.",
           .flags = 0),
     SECTION("training.phases.pretrain", "Next-token training on text."),

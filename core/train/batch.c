@@ -21,18 +21,6 @@ static int64_t permute(uint64_t seed, int64_t epoch, int64_t count, int64_t inde
     return (int64_t)x;
 }
 
-/* First token of a stream's run. */
-static int64_t run_start(const chm_batch *b, int64_t stream, int64_t run) {
-    const int64_t length = b->rows * b->carry;
-    const int64_t places = (b->corpus->tokens + length - 1) / length; /* runs of an epoch */
-    const int64_t number = run * b->streams + stream;
-    const int64_t epoch = number / places;
-    const int64_t place = permute(b->seed, epoch, places, number % places);
-    const int64_t shift =
-        (int64_t)chm_below_at(b->seed, CHM_RANDOM_DATA, 0, (uint64_t)epoch, (uint64_t)b->corpus->tokens);
-    return (place * length + shift) % b->corpus->tokens;
-}
-
 /* The document that token `index` belongs to. */
 static int64_t document_of(const chm_corpus *c, int64_t index) {
     int64_t low = 0, high = c->documents - 1;
@@ -44,6 +32,21 @@ static int64_t document_of(const chm_corpus *c, int64_t index) {
             high = middle - 1;
     }
     return low;
+}
+
+/* First token of a stream's run. */
+static int64_t run_start(const chm_batch *b, int64_t stream, int64_t run) {
+    const int64_t length = b->rows * b->carry;
+    const int64_t places = (b->corpus->tokens + length - 1) / length; /* runs of an epoch */
+    const int64_t number = run * b->streams + stream;
+    const int64_t epoch = number / places;
+    const int64_t place = permute(b->seed, epoch, places, number % places);
+    const int64_t shift =
+        (int64_t)chm_below_at(b->seed, CHM_RANDOM_DATA, 0, (uint64_t)epoch, (uint64_t)b->corpus->tokens);
+    const int64_t start = (place * length + shift) % b->corpus->tokens;
+    if (!b->corpus->whole) return start;
+    const int64_t *document = b->corpus->document + document_of(b->corpus, start);
+    return document[1] - document[0] <= length ? document[0] : start;
 }
 
 void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t *id, int32_t *target,
@@ -68,9 +71,9 @@ void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t
             document = document + 1 < c->documents ? document + 1 : 0;
             at = c->document[document];
             /* the end of a document is foretold by the mark that begins the next */
-            target[r] = c->marked ? c->token[at] : -1;
+            target[r] = c->marked && !c->answers_only ? c->token[at] : -1;
         } else {
-            target[r] = c->token[at];
+            target[r] = chm_counts(c->answers_only, id[r]) ? c->token[at] : -1;
         }
     }
 }
@@ -78,17 +81,17 @@ void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t
 int64_t chm_batch_targets(const chm_batch *b, int64_t step) {
     const chm_corpus *c = b->corpus;
     int64_t count = b->streams * b->rows;
-    if (c->marked) return count;
+    if (c->marked && !c->answers_only) return count;
     for (int64_t s = 0; s < b->streams; s++) {
         const int64_t phase = s * b->carry / b->streams;
         int64_t at = run_start(b, s, (step + phase) / b->carry) + (step + phase) % b->carry * b->rows;
         at %= c->tokens;
         int64_t document = document_of(c, at);
-        for (int64_t left = b->rows; left > 0;) {
-            const int64_t rest = c->document[document + 1] - at;
-            if (rest > left) break;
-            count--;
-            left -= rest;
+        for (int64_t r = 0; r < b->rows; r++) {
+            const bool last = at + 1 == c->document[document + 1];
+            count -= last || !chm_counts(c->answers_only, c->token[at]);
+            at++;
+            if (!last) continue;
             document = document + 1 < c->documents ? document + 1 : 0;
             at = c->document[document];
         }

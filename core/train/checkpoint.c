@@ -45,12 +45,11 @@ static const struct integer_field reals[] = {
 };
 enum { META_MOST = 10 + CHM_ARRAY_COUNT(integers) + CHM_ARRAY_COUNT(reals), FIELD = 40 };
 
-/* "bytes:hash" of every document */
+/* "bytes:hash" of every file */
 static char *data_text(const chm_trainer *t) {
     chm_string s = {0};
-    for (int64_t i = 0; i < t->corpus.documents; i++)
-        chm_string_add(&s, "%s%" PRId64 ":%016" PRIx64, i ? " " : "", t->corpus.document_bytes[i],
-                       t->corpus.document_hash[i]);
+    for (int64_t i = 0; i < t->corpus.files; i++)
+        chm_string_add(&s, "%s%" PRId64 ":%016" PRIx64, i ? " " : "", t->corpus.file_bytes[i], t->corpus.file_hash[i]);
     if (s.failed) chm_string_finish(&s);
     return s.text;
 }
@@ -248,19 +247,19 @@ static int compare_data(const chm_trainer *t, const char *then) {
             a += *a == ' ';
             b += *b == ' ';
         }
-        if (files != t->corpus.documents)
+        if (files != t->corpus.files)
             status = chm_fail(CHM_E_CONFIG,
                               "%s: cannot resume with other data: the run has %lld files, now there are %lld; give the "
                               "same files in the same order, or another --out",
-                              t->checkpoint_path, (long long)files, (long long)t->corpus.documents);
+                              t->checkpoint_path, (long long)files, (long long)t->corpus.files);
         else
             status =
                 chm_fail(CHM_E_CONFIG,
                          "%s: cannot resume with other data: %s is not the file the run was begun with (%lld bytes "
                          "now, %lld then%s); give the same files in the same order, or another --out",
-                         t->checkpoint_path, t->options->data[i], (long long)t->corpus.document_bytes[i],
+                         t->checkpoint_path, t->options->data[i], (long long)t->corpus.file_bytes[i],
                          a ? strtoll(a, NULL, 10) : 0LL,
-                         a && strtoll(a, NULL, 10) == t->corpus.document_bytes[i] ? ", other contents" : "");
+                         a && strtoll(a, NULL, 10) == t->corpus.file_bytes[i] ? ", other contents" : "");
     }
     chm_free(now);
     return status;

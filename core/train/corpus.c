@@ -65,6 +65,8 @@ void chm_text_close(chm_text *t) {
 
 /* Reads until the buffer is full or the text ends. */
 static int fill(chm_text *t) {
+    if (t->first > 0) memmove(t->buffer, t->buffer + t->first, t->held);
+    t->first = 0;
     while (t->held < t->capacity && t->read < t->size) {
         const size_t want = (size_t)CHM_MIN((int64_t)(t->capacity - t->held), t->size - t->read);
         const ssize_t n = read(t->fd, t->buffer + t->held, want);
@@ -79,42 +81,72 @@ static int fill(chm_text *t) {
     return CHM_OK;
 }
 
-/* Bytes of the buffer that may be tokenised without knowing what follows; 0: more is needed. */
-static size_t piece(const chm_text *t) {
+/* Bytes of the buffer that may be tokenised without knowing what follows; 0: more is needed. Of a line the last piece
+ * ends before its newline, and *ends says so. */
+static size_t piece(const chm_text *t, bool *ends) {
+    const uint8_t *newline = t->lines ? memchr(t->buffer + t->first, '\n', t->held) : NULL;
+    *ends = newline != NULL;
+    if (newline != NULL) return (size_t)(newline - (t->buffer + t->first));
     if (t->read == t->size) return t->held;
-    const size_t n = chm_tokenizer_cut(t->ops, t->self, t->buffer, t->held);
-    return n > 0 || t->capacity < TEXT_LONGEST ? n : chm_tokenizer_cut_anyhow(t->buffer, t->held);
+    const uint8_t *text = t->buffer + t->first;
+    const size_t n = chm_tokenizer_cut(t->ops, t->self, text, t->held);
+    return n > 0 || t->capacity < TEXT_LONGEST ? n : chm_tokenizer_cut_anyhow(text, t->held);
+}
+
+/* n bytes at the front of the buffer are done with */
+static void drop(chm_text *t, size_t n) {
+    t->hash = chm_hash64_seed(t->buffer + t->first, n, t->hash);
+    t->first += n;
+    t->held -= n;
 }
 
 static int tokenise(chm_text *t) {
     int status;
-    size_t n = 0;
-    while (n == 0) {
+    bool ends = false;
+    size_t n = t->lines ? piece(t, &ends) : 0; /* most lines are in the buffer already */
+    while (n == 0 && !ends) {
         if ((status = fill(t)) != CHM_OK) return status;
-        n = piece(t);
-        if (n == 0) {
+        n = piece(t, &ends);
+        if (n == 0 && !ends) {
             uint8_t *more = chm_realloc(t->buffer, t->capacity * 2);
             if (more == NULL) return CHM_E_MEMORY;
             t->buffer = more;
             t->capacity *= 2;
         }
     }
-    int64_t count = t->ops->encode(t->self, t->buffer, n, t->token, t->token_capacity);
+    const uint8_t *text = t->buffer + t->first;
+    int64_t count = t->ops->encode(t->self, text, n, t->token, t->token_capacity);
     if (count > (int64_t)t->token_capacity) {
         int32_t *more = chm_realloc(t->token, (size_t)count * sizeof *more);
         if (more == NULL) return CHM_E_MEMORY;
         t->token = more;
         t->token_capacity = (size_t)count;
-        count = t->ops->encode(t->self, t->buffer, n, t->token, t->token_capacity);
+        count = t->ops->encode(t->self, text, n, t->token, t->token_capacity);
     }
     if (count < 0) return chm_fail_prefix(chm_failed(CHM_E_DATA), "%s", t->path);
     t->tokens = count;
     t->next = 0;
     t->token_bytes = (int64_t)n;
-    t->hash = chm_hash64_seed(t->buffer, n, t->hash);
-    t->held -= n;
-    memmove(t->buffer, t->buffer + n, t->held);
+    t->ended = ends;
+    drop(t, n + ends);
     return CHM_OK;
+}
+
+int chm_text_next(chm_text *t) {
+    if (!t->begun) {
+        t->begun = true;
+        if (!t->lines) return 1;
+    }
+    if (!t->lines) return 0;
+    for (;;) {
+        if (t->held == 0 && fill(t) != CHM_OK) return -1;
+        if (t->held == 0) return 0;
+        if (t->buffer[t->first] != '\n') break;
+        drop(t, 1); /* an empty line is no document */
+    }
+    t->leading = t->ops->end_of_text(t->self) >= 0;
+    t->ended = false;
+    return 1;
 }
 
 int64_t chm_text_take(chm_text *t, int32_t *out, int64_t n) {
@@ -125,7 +157,7 @@ int64_t chm_text_take(chm_text *t, int32_t *out, int64_t n) {
     }
     while (done < n) {
         if (t->next == t->tokens) {
-            if (t->read == t->size && t->held == 0) break;
+            if (t->ended || (t->read == t->size && t->held == 0)) break;
             if (tokenise(t) != CHM_OK) return -1;
             continue;
         }
@@ -144,56 +176,93 @@ int64_t chm_text_bytes_taken(const chm_text *t) {
 
 /* ---- corpora ---- */
 
+chm_corpus_rules chm_corpus_rules_of(const chm_train_config *t) {
+    return (chm_corpus_rules){.lines = t->line_documents, .answers_only = t->answers_only};
+}
+
+/* Room for `more` documents and the end behind them. */
+static int room_for_documents(chm_corpus *c, int64_t *capacity, int64_t more) {
+    if (c->documents + more < *capacity) return CHM_OK;
+    const int64_t wanted = c->documents + more + 1 + *capacity / 2;
+    int64_t *document = chm_realloc(c->document, (size_t)wanted * sizeof *document);
+    if (document == NULL) return CHM_E_MEMORY;
+    c->document = document;
+    *capacity = wanted;
+    return CHM_OK;
+}
+
+/* Room for a piece of tokens, and by guess for the rest of the file: a token a byte is the most there can be for most
+ * tokenizers. */
+static int room_for_tokens(chm_corpus *c, const chm_text *text, int64_t *capacity) {
+    if (*capacity - c->tokens >= TEXT_PIECE) return CHM_OK;
+    const int64_t wanted = CHM_MAX(c->tokens + (text->size - text->read) + 2 * TEXT_PIECE, *capacity + *capacity / 4);
+    int32_t *token = chm_realloc(c->token, (size_t)wanted * sizeof *token);
+    if (token == NULL) return chm_fail_prefix(CHM_E_MEMORY, "%s: tokens of the corpus", text->path);
+    c->token = token;
+    *capacity = wanted;
+    return CHM_OK;
+}
+
 int chm_corpus_load(chm_corpus *c, const char *const *files, uint32_t count, const struct chm_plugin *tokenizer,
-                    const void *tokenizer_self) {
+                    const void *tokenizer_self, const chm_corpus_rules *rules) {
     const struct chm_tokenizer_ops *ops = tokenizer->ops;
     chm_text text = {.fd = -1};
-    int64_t capacity = 0;
-    int status = CHM_OK;
+    int64_t token_room = 0, document_room = 0;
+    int status = CHM_OK, more;
     memset(c, 0, sizeof *c);
     if (count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
-    c->document = chm_alloc((count + 1) * sizeof *c->document);
-    c->document_bytes = chm_alloc(count * sizeof *c->document_bytes);
-    c->document_hash = chm_alloc(count * sizeof *c->document_hash);
-    if (c->document == NULL || c->document_bytes == NULL || c->document_hash == NULL) {
+    c->file_bytes = chm_alloc(count * sizeof *c->file_bytes);
+    c->file_hash = chm_alloc(count * sizeof *c->file_hash);
+    if (c->file_bytes == NULL || c->file_hash == NULL) {
         status = CHM_E_MEMORY;
         goto out;
     }
     c->marked = ops->end_of_text(tokenizer_self) >= 0;
+    c->whole = rules->lines;
+    c->answers_only = rules->answers_only;
     for (uint32_t i = 0; i < count; i++) {
         if ((status = chm_text_open(&text, files[i], ops, tokenizer_self, 0)) != CHM_OK) goto out;
-        c->document[i] = c->tokens;
-        for (;;) {
-            if (capacity - c->tokens < TEXT_PIECE) {
-                /* about what this file needs with a token a byte, the most there can be for most tokenizers */
-                const int64_t wanted =
-                    CHM_MAX(c->tokens + (text.size - text.read) + 2 * TEXT_PIECE, capacity + capacity / 4);
-                int32_t *more = chm_realloc(c->token, (size_t)wanted * sizeof *more);
-                if (more == NULL) {
-                    status = chm_fail_prefix(CHM_E_MEMORY, "%s: tokens of the corpus", files[i]);
+        text.lines = rules->lines;
+        while ((more = chm_text_next(&text)) > 0) {
+            if ((status = room_for_documents(c, &document_room, 1)) != CHM_OK) goto out;
+            c->document[c->documents++] = c->tokens;
+            for (;;) {
+                if ((status = room_for_tokens(c, &text, &token_room)) != CHM_OK) goto out;
+                const int64_t n = chm_text_take(&text, c->token + c->tokens, TEXT_PIECE);
+                if (n < 0) {
+                    status = chm_failed(CHM_E_DATA);
                     goto out;
                 }
-                c->token = more;
-                capacity = wanted;
+                if (n == 0) break;
+                c->tokens += n;
             }
-            const int64_t n = chm_text_take(&text, c->token + c->tokens, TEXT_PIECE);
-            if (n < 0) {
-                status = chm_failed(CHM_E_DATA);
-                goto out;
-            }
-            if (n == 0) break;
-            c->tokens += n;
         }
-        c->document_bytes[i] = text.size;
-        c->document_hash[i] = text.hash;
+        if (more < 0) {
+            status = chm_failed(CHM_E_DATA);
+            goto out;
+        }
+        c->file_bytes[i] = text.size;
+        c->file_hash[i] = text.hash;
         c->bytes += text.size;
         chm_text_close(&text);
     }
-    c->documents = count;
-    c->document[count] = c->tokens;
-    c->hash = chm_hash64(c->document_hash, count * sizeof *c->document_hash);
+    c->files = count;
+    if ((status = room_for_documents(c, &document_room, 0)) != CHM_OK) goto out;
+    c->document[c->documents] = c->tokens;
+    c->hash = chm_hash64(c->file_hash, count * sizeof *c->file_hash);
+    for (int64_t d = 0; d < c->documents; d++) {
+        const int64_t last = c->document[d + 1] - 1;
+        c->longest = CHM_MAX(c->longest, last + 1 - c->document[d]);
+        for (int64_t i = c->document[d]; i < last; i++) c->targets += chm_counts(c->answers_only, c->token[i]);
+        c->targets += c->marked && !c->answers_only; /* the mark behind it */
+    }
     if (c->tokens < 2)
         status = chm_fail(CHM_E_DATA, "%s: the data is one token long; there is nothing to predict", files[0]);
+    else if (c->targets == 0 && c->answers_only)
+        status = chm_fail(CHM_E_DATA,
+                          "%s: no byte follows a '=', and with training.loss_on = \"answers\" only those count: give "
+                          "data with answers, or set training.loss_on=all",
+                          files[0]);
 out:
     chm_text_close(&text);
     if (status != CHM_OK) chm_corpus_finish(c);
@@ -203,7 +272,7 @@ out:
 void chm_corpus_finish(chm_corpus *c) {
     chm_free(c->token);
     chm_free(c->document);
-    chm_free(c->document_bytes);
-    chm_free(c->document_hash);
+    chm_free(c->file_bytes);
+    chm_free(c->file_hash);
     memset(c, 0, sizeof *c);
 }

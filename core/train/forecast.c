@@ -155,10 +155,10 @@ void chm_train_forecast(chm_trainer *t, double step_seconds, double other_second
     const int64_t per_step = t->batch.streams * t->batch.rows;
     int64_t parameters = 0, embedding = 0;
     chm_model_parameter_count(t->model, &parameters, &embedding);
-    chm_train_message(
-        t, "model: %lld parameters (%lld of them the embedding); data: %lld bytes, %lld tokens in %lld %s",
-        (long long)parameters, (long long)embedding, (long long)t->corpus.bytes, (long long)t->corpus.tokens,
-        (long long)t->corpus.documents, t->corpus.documents == 1 ? "file" : "files");
+    chm_train_message(t,
+                      "model: %lld parameters (%lld of them the embedding); data: %lld bytes, %lld tokens in %lld %s",
+                      (long long)parameters, (long long)embedding, (long long)t->corpus.bytes,
+                      (long long)t->corpus.tokens, (long long)t->corpus.files, t->corpus.files == 1 ? "file" : "files");
     chm_train_message(t, "memory: weights %s, gradients %s, optimiser %s, passes %s, streams and data %s; %s in all",
                       amount((double)p.weights, a), amount((double)p.gradients, b), amount((double)p.optimiser, c),
                       amount((double)passes, d), amount((double)(p.streams + p.data), e), amount((double)total, f));

@@ -15,6 +15,8 @@ enum { LOG_SCHEMA = 1 };
 double chm_train_seconds(const chm_trainer *t) { return t->resumed_seconds + chm_now() - t->started; }
 
 double chm_train_bits_per_byte(const chm_trainer *t, double nats_per_token) {
+    /* an answer is one byte */
+    if (t->corpus.answers_only) return nats_per_token / log(2.0);
     const int64_t predicted = t->corpus.tokens - (t->corpus.marked ? t->corpus.documents : 0);
     return nats_per_token / log(2.0) * (double)predicted / (double)t->corpus.bytes;
 }
@@ -93,7 +95,7 @@ static int write_header(chm_trainer *t) {
     json_t *header = json_pack(
         "{s:i s:s s:s s:s s:I s:s s:I s:I s:I s:I s:I s:I s:I s:i s:s s:s}", "schema_version", LOG_SCHEMA, "event",
         "start", "version", chm_version(), "card_hash", card, "seed", (json_int_t)t->config->seed, "data_hash", data,
-        "data_files", (json_int_t)t->corpus.documents, "data_bytes", (json_int_t)t->corpus.bytes, "data_tokens",
+        "data_files", (json_int_t)t->corpus.files, "data_bytes", (json_int_t)t->corpus.bytes, "data_tokens",
         (json_int_t)t->corpus.tokens, "parameters", (json_int_t)parameters, "tokens_per_step", (json_int_t)per_step,
         "rows_per_pass", (json_int_t)(t->micro * t->batch.rows), "carry", (json_int_t)t->batch.carry, "threads",
         t->runtime->threads, "kernels", t->exact_kernels, "training_kernels", t->training_kernels);

@@ -262,6 +262,7 @@ static int validate(chm_trainer *t, int64_t limit, chm_score *score) {
         .files = t->options->validation,
         .count = t->options->validation_count,
         .limit_bytes = limit,
+        .rules = chm_corpus_rules_of(t->config),
         .stop = t->options->stop,
     };
     int status = chm_model_quantise(t->model, t->kernels, t->pool);
@@ -558,8 +559,20 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
         chm_text_close(&text);
     }
     if ((status = chm_train_check_memory(&t)) != CHM_OK) goto out;
-    status = chm_corpus_load(&t.corpus, options->data, options->data_count, t.tokenizer.plugin, t.tokenizer.self);
+    const chm_corpus_rules rules = chm_corpus_rules_of(t.config);
+    status =
+        chm_corpus_load(&t.corpus, options->data, options->data_count, t.tokenizer.plugin, t.tokenizer.self, &rules);
     if (status != CHM_OK) goto out;
+    const int64_t run_tokens = t.batch.rows * t.batch.carry;
+    if (rules.lines && rules.answers_only && t.corpus.longest > run_tokens) {
+        /* its answers would be asked for without its beginning */
+        status =
+            chm_fail(CHM_E_DATA,
+                     "%s: a line makes %lld tokens, and answers need all of it within seq_len x carry_segments = "
+                     "%lld: set training.phases.pretrain.seq_len=%lld",
+                     options->data[0], (long long)t.corpus.longest, (long long)run_tokens, (long long)t.corpus.longest);
+        goto out;
+    }
     if ((status = allocate(&t)) != CHM_OK) goto out;
     if (!options->dry_run) {
         if ((status = lock_directory(&t)) != CHM_OK) goto out;

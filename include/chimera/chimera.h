@@ -240,10 +240,18 @@ typedef struct chm_eval_options {
     void *user;
     const volatile int *stop;
 } chm_eval_options;
+/* Answers of one class of length: the bytes of their document before the '='. */
+typedef struct chm_eval_length {
+    int64_t answers, right;
+    double nats;
+} chm_eval_length;
+enum { CHM_EVAL_LENGTHS = 24 };
 typedef struct chm_eval_result {
     uint32_t size;
-    double bits_per_byte, nats; /* nats: summed */
-    int64_t bytes, tokens;
+    double bits_per_byte, nats; /* of what counts, by training.loss_on of the card; nats: summed */
+    int64_t bytes, tokens, documents;
+    int64_t answers, right; /* training.loss_on = "answers": how many; where the likeliest token was the answer */
+    chm_eval_length length[CHM_EVAL_LENGTHS]; /* [k]: lengths up to 2^k, over 2^(k-1); the last: all longer ones */
     double seconds, tokens_per_second;
     double loop_count_mean; /* passes of the loop a token took; 0: the model has none */
 } chm_eval_result;
@@ -262,6 +270,28 @@ typedef struct chm_bench_options {
 /* Rows prefill and decode: tokens_per_second (median of repeats), bytes_per_token, bandwidth_fraction (bytes per token
  * * rate / read bandwidth measured in the same run), kernels. */
 CHM_PUBLIC int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, chm_output format, FILE *out);
+
+/* ---- synthetic tasks ------------------------------------------------------------------------------------------------
+ */
+
+typedef enum chm_task { CHM_TASK_MQAR, CHM_TASK_PARITY, CHM_TASK_MAJORITY } chm_task;
+#define CHM_TASK_DOCUMENTS_MAX 1000000000
+enum { CHM_TASK_LENGTH_MAX = 1 << 18, CHM_TASK_ALPHABET = 26 };
+typedef struct chm_task_options {
+    uint32_t size;
+    chm_task task;
+    const char *out; /* a document a line; the byte behind each '=' is an answer */
+    uint64_t seed;
+    int64_t documents;
+    int64_t least, most; /* length of a document, drawn evenly: bits, or the bindings of mqar */
+    /* mqar */
+    double rebound;   /* share of the bindings whose key was bound before, rounded down */
+    int64_t queries;  /* of a document */
+    int64_t alphabet; /* keys, and as many values */
+    const volatile int *stop;
+} chm_task_options;
+/* Document i is a function of the other options, the seed and i. The tasks are described in docs/reference.md. */
+CHM_PUBLIC int chm_task_write(const chm_task_options *options);
 
 /* ---- one layer alone ------------------------------------------------------------------------------------------------
  */
