@@ -59,7 +59,7 @@ static int64_t rebound(const chm_task_options *o, int64_t n) {
 }
 
 static char *put_mqar(const chm_task_options *o, draws *d, int64_t bindings, char *out) {
-    char key[CHM_TASK_ALPHABET], value[CHM_TASK_ALPHABET]; /* key[0 .. bound) are bound, to value[] */
+    char key[CHM_TASK_ALPHABET], value[CHM_TASK_ALPHABET] = {0}; /* key[0 .. bound) are bound, to value[] */
     int64_t bound = 0, again = rebound(o, bindings);
     for (int64_t i = 0; i < o->alphabet; i++) key[i] = (char)('a' + i);
     for (int64_t left = bindings; left > 0; left--) {
