@@ -449,6 +449,9 @@ static void test_extremes(void **state) {
         {"near-equal keys, beta 2", 192, 32, 64, 1e-5, 4e-5},
         {"one row", 1, 64, 64, 2e-6, 2e-6},
         {"width one", 65, 1, 1, 2e-6, 1e-5}, /* the gradient of the state is a single number */
+        {"gates of exactly 0", 150, 24, 33, 2e-6, 2e-6},
+        {"keys of no length", 150, 33, 24, 2e-6, 5e-6},
+        {"4096 rows", 4096, 40, 24, 5e-6, 1e-5},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(cases); i++) {
         const int64_t T = cases[i].rows, dk = cases[i].dk, dv = cases[i].dv;
@@ -498,6 +501,13 @@ static void test_extremes(void **state) {
                 break;
             case 6:
                 h.beta[t] = 2;
+                break;
+            case 9:
+                if (t % 3 == 1) h.log_alpha[t] = -1e4f;
+                if (t % 5 == 2) h.beta[t] = 0;
+                break;
+            case 10:
+                for (int64_t c = 0; t % 3 && c < dk; c++) h.k[t * dk + c] = 0;
                 break;
             default:
                 break;
@@ -563,11 +573,11 @@ static void test_exact_step(void **state) {
     assert_true(efla_gain(1, 1e300, NULL, NULL) == 1e-300 && efla_gain(0.5, 0, NULL, NULL) == 0.5);
 }
 
-/* Two thousand rows with keys of every length through the kernels of every backend, and the gradients of gain and key
+/* 4096 rows with keys of every length through the kernels of every backend, and the gradients of gain and key
  * together. */
 static void test_exact_rows(void **state) {
     (void)state;
-    enum { T = 2048, DK = 64, DV = 64 };
+    enum { T = 4096, DK = 64, DV = 64 };
     struct head_case h = {.rows = T, .dk = DK, .dv = DV};
     float **arrays[] = {&h.q, &h.k, &h.v, &h.log_alpha, &h.beta, &h.S0, &h.d_o, &h.dS};
     const int64_t counts[] = {T * DK, T * DK, T * DV, T, T, DK * DV, T * DV, DK * DV};

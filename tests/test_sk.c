@@ -340,20 +340,34 @@ static chm_param *param_named(const struct alone *a, const char *name) {
 
 static void test_f64(void **state) {
     (void)state;
-    enum { T = 45 };
-    static const char *const variants[][3] = {
-        {"sk.sketch_bits=1024", "quantization.method=none", "sk.efla=false"},
-        {"sk.sketch_bits=1024", "quantization.method=none", "sk.efla=true"},
-        {"sk.sketch_bits=1024", "quantization.method=none", "rms_norm_before_every_linear=false"},
+    /* gates: what the weights of decay and beta are multiplied by; many times as much puts them at 0 and 1 (beta: 0 and
+     * 2), where their own gradients vanish and are not compared */
+    static const struct {
+        const char *name, *set[3];
+        int64_t rows;
+        float gates;
+        bool neg_eigval;
+    } variants[] = {
+        {"delta rule", {"sk.efla=false"}, 45, 1, false},
+        {"exact step", {"sk.efla=true"}, 45, 1, false},
+        {"no norms", {"rms_norm_before_every_linear=false"}, 45, 1, false},
+        {"one row", {"sk.efla=false"}, 1, 1, false},
+        {"gates at 0 and 1, beta at 0 and 2", {"sk.allow_neg_eigval=true", "head_dim=11"}, 70, 1e6f, true},
+        {"4096 rows", {"num_heads=1", "head_dim=24"}, 4096, 1, false},
     };
     static const char *const added[] = {"encode", "decode", "gamma", "sketch_norm"};
     for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++)
         for (size_t v = 0; v < CHM_ARRAY_COUNT(variants) * 2; v++) {
-            const bool step = v % 2;
-            chm_runtime *r = try_runtime(backends[b], 2);
+            const bool step = v % 2, saturated = variants[v / 2].gates > 1;
+            const int64_t T = variants[v / 2].rows;
+            /* so many rows through the reference take a while */
+            chm_runtime *r = T > 1000 && b > 1 ? NULL : try_runtime(backends[b], 2);
             if (!r) continue;
             struct alone a;
-            open_alone(&a, r, variants[v / 2], 3);
+            const char *sets[5] = {"sk.sketch_bits=1024", "quantization.method=none"};
+            uint32_t set_count = 2;
+            for (int i = 0; i < 3 && variants[v / 2].set[i]; i++) sets[set_count++] = variants[v / 2].set[i];
+            open_alone(&a, r, sets, set_count);
             const chm_model_config *config = a.layer.model->config;
             const int64_t n = a.bits, D = a.width;
             struct ref_sk ref = {.core = {.rows = T,
@@ -362,6 +376,7 @@ static void test_f64(void **state) {
                                           .dk = config->head_dim,
                                           .dv = config->head_dim,
                                           .taps = 4,
+                                          .neg_eigval = variants[v / 2].neg_eigval,
                                           .eps = config->norm_eps},
                                  .bits = n,
                                  .own = 1};
@@ -377,6 +392,9 @@ static void test_f64(void **state) {
                 for (int64_t k = 0; p->init.kind == CHM_INIT_CONSTANT && k < p->count; k++)
                     p->value[k] += 0.1f * noise[k];
                 free(noise);
+                const char *name = chm_layer_alone_name(&a.layer, p->name);
+                for (int64_t k = 0; (!strcmp(name, "a") || !strcmp(name, "b")) && k < p->count; k++)
+                    p->value[k] *= variants[v / 2].gates;
                 memset(p->grad, 0, (size_t)p->count * sizeof(float));
             }
             for (enum ref_gd_param p = 0; p < REF_PARAMS; p++) {
@@ -417,10 +435,10 @@ static void test_f64(void **state) {
             for (int64_t i = 0; i < T * n; i++) {
                 if (fabs(ref.z[i]) > 1e-4)
                     assert_int_equal(t.z[i] < 0, ref.z[i] < 0);
-                else
+                else if (fabs(ref.z[i]) > 1e-12) /* as good as 0 in rows that nothing was written for */
                     near++;
             }
-            assert_true(near < T);
+            assert_true(near <= T);
             /* h: the mosaic of the last round comes from the layer's own signs, which test_rows knows to be right */
             int8_t *signs = signs_of(t.z, T * n), *mosaics = space(REF_MOSAICS * n, 1), *bits = space(T * n, 1);
             double *field = KEEP(widen(NULL, T * n)), energy[4];
@@ -452,17 +470,21 @@ static void test_f64(void **state) {
                 for (enum ref_gd_param k = 0; k < REF_PARAMS; k++)
                     if (!strcmp(name, ref_gd_param_name[k])) want = ref.core.grad[k];
                 assert_non_null(want);
-                const double error = relative(p->grad, want, p->count);
+                const bool of_gates = !strcmp(name, "a") || !strcmp(name, "b") || !strcmp(name, "A_log") ||
+                                      !strcmp(name, "dt_bias") || !strcmp(name, "b_bias");
+                const double error = saturated && of_gates ? 0 : relative(p->grad, want, p->count);
                 if (!(error <= worst)) {
                     worst = error;
                     where = name;
                 }
             }
             print_message("%-8s %-5s %-36s z %.1e, y %.1e, gradients %.1e (%s)\n", backends[b], step ? "step" : "chunk",
-                          variants[v / 2][2], z_error, y_error, worst, where);
+                          variants[v / 2].name, z_error, y_error, worst, where);
             assert_true(z_error <= 2e-6);
             assert_true(y_error <= 2e-6);
-            assert_true(worst <= 1e-5);
+            /* A norm raises what little stands in rows that nothing was written for, and its rounding. Among millions
+             * of h one may lie so near to 1 that rounding decides whether its gradient passes. */
+            assert_true(worst <= (T > 1000 ? 2e-3 : saturated ? 5e-5 : 1e-5));
             while (frees > 0) free(freed[--frees]);
             free(x), free(y), free(signs), free(mosaics), free(bits);
             free_taps(&t);

@@ -501,7 +501,7 @@ static void test_slstm_extremes(void **state) {
         {"wild gates", 100, 16, false, false, 30, 2e-6, 1e-5},
         {"one row", 1, 16, false, true, 1, 2e-6, 1e-5},
         {"width one", 65, 1, false, true, 1, 2e-6, 1e-5},
-        {"1024 rows", 1024, 8, false, true, 2, 5e-6, 2e-5},
+        {"4096 rows", 4096, 8, false, true, 2, 5e-6, 2e-5},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(cases); i++) {
         const int64_t T = cases[i].rows, d = cases[i].d;
