@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -194,6 +195,23 @@ int cli_read_text(const char *what, const char *path, char **text, size_t *bytes
     *text = data;
     *bytes = size;
     return CHM_OK;
+}
+
+static bool is_same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+int cli_check_stream_out(const struct cli *c, const char *out, const char *text) {
+    const struct cli_value *ini = cli_get(c, "ini");
+    const char *what = NULL;
+    if (is_same_file(out, c->arguments[0])) what = "model";
+    if (text && strcmp(text, "-") != 0 && is_same_file(out, text)) what = "text";
+    for (uint32_t i = 0; i < ini->count; i++)
+        if (is_same_file(out, ini->items[i])) what = "ini file";
+    if (what == NULL) return CHM_OK;
+    return cli_fail(CHM_E_CONFIG, "%s: the stream would replace the %s, which is read; give it another name", out,
+                    what);
 }
 
 int cli_open_model(struct cli *c, int i, chm_model **out) {

@@ -115,7 +115,9 @@ static int run_run(struct cli *c) {
     chm_stream *stream = NULL;
     if (text->given && file->given)
         return cli_fail(CHM_E_CONFIG, "run: --prompt and --prompt-file are two prompts; give one of them");
-    int status = CHM_OK;
+    const struct cli_value *from = cli_get(c, "state"), *to = cli_get(c, "save-state");
+    int status = to->given ? cli_check_stream_out(c, to->text, file->given ? file->text : NULL) : CHM_OK;
+    if (status != CHM_OK) return status;
     if (file->given) {
         if ((status = cli_read_text("--prompt-file ", file->text, &owned, &bytes)) != CHM_OK) return status;
         prompt = owned;
@@ -125,7 +127,6 @@ static int run_run(struct cli *c) {
     struct output output = {.terminal = isatty(STDOUT_FILENO)};
     const double begun = cli_now();
     if ((status = cli_open_model(c, 0, &model)) != CHM_OK) goto out;
-    const struct cli_value *from = cli_get(c, "state"), *to = cli_get(c, "save-state");
     status = from->given ? chm_stream_load(c->runtime, model, from->text, &stream)
                          : chm_stream_open(c->runtime, model, &stream);
     if (cli_report(status) != CHM_OK) goto out;

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -330,12 +331,13 @@ static bool is_plugin_name(const char *s) {
     return true;
 }
 
-/* Is there a plugin of this name? A second one would be refused. */
-static bool is_taken(chm_runtime *r, const char *name) {
-    FILE *nowhere = fopen("/dev/null", "w");
-    const bool taken = nowhere && chm_plugins_show(r, name, CHM_OUTPUT_TEXT, nowhere) == CHM_OK;
-    if (nowhere) fclose(nowhere);
-    return taken;
+/* With names that Meson keeps for its own targets, or that begin as the host's functions do, it would not build. */
+static bool builds_as(const char *name) {
+    static const char *const targets[] = {"all",  "benchmark", "clean",     "coverage", "dist",  "distcheck",
+                                          "test", "install",   "uninstall", "phony",    "PHONY", "reconfigure"};
+    for (size_t i = 0; i < CLI_COUNT_OF(targets); i++)
+        if (strcmp(name, targets[i]) == 0) return false;
+    return strncasecmp(name, "chm", 3) != 0 || (name[3] && name[3] != '_');
 }
 
 static const char *kind_at(const void *list, size_t i) {
@@ -359,10 +361,11 @@ static int run_new(struct cli *c) {
     if (!is_plugin_name(name))
         return cli_fail(CHM_E_CONFIG, "plugins new: '%s' is no name for a plugin: a letter, then letters, digits and _",
                         name);
-    if (is_taken(c->runtime, name))
+    if (!builds_as(name))
         return cli_fail(CHM_E_CONFIG,
-                        "plugins new: there is a plugin '%s' already (chimera plugins show %s): choose another name",
-                        name, name);
+                        "plugins new: '%s' is a name that Meson or Chimera's own functions have: choose another", name);
+    if (chm_plugins_check_name(c->runtime, name) != CHM_OK)
+        return cli_fail(CHM_E_CONFIG, "plugins new: %s", chm_error());
     if (mkdir(directory, 0777) != 0) {
         if (errno == EEXIST)
             return cli_fail(

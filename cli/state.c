@@ -31,8 +31,8 @@ static int run_save(struct cli *c) {
     chm_model *model = NULL;
     chm_stream *stream = NULL;
     const struct cli_value *from = cli_get(c, "from");
-    int status = cli_read_text("", c->arguments[1], &text, &bytes);
-    if (status != CHM_OK) return status;
+    int status = cli_check_stream_out(c, cli_get(c, "out")->text, c->arguments[1]);
+    if (status != CHM_OK || (status = cli_read_text("", c->arguments[1], &text, &bytes)) != CHM_OK) return status;
     if ((status = cli_open_model(c, 0, &model)) != CHM_OK) goto out;
     status = from->given ? chm_stream_load(c->runtime, model, from->text, &stream)
                          : chm_stream_open(c->runtime, model, &stream);

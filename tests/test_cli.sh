@@ -377,7 +377,18 @@ ln -sf text.txt link.txt
 expect 2 'would replace the data' eval model.b158 --data text.txt --logits link.txt
 expect 2 'would replace the model' eval model.b158 --data text.txt --logits model.b158
 expect 2 'would replace the card' init card.json -o card.json
-cmp -s text.txt text.copy && ok || bad 'eval --logits wrote over its data'
+cp model.b158 model.copy
+echo '[gd]' >over.ini
+expect 2 'would replace the model, which is read' state save model.b158 text.txt -o model.b158
+expect 2 'would replace the text, which is read' state save model.b158 text.txt -o link.txt
+expect 2 'would replace the ini file, which is read' state save model.b158 text.txt --ini over.ini -o over.ini
+expect 2 'would replace the model, which is read' run model.b158 -p a -n 1 --save-state model.b158
+expect 2 'would replace the text, which is read' run model.b158 --prompt-file text.txt -n 1 --save-state link.txt
+# a stream that goes on may keep its name
+expect 0 '' run model.b158 -p a -n 1 --save-state going.stream -q
+expect 0 '' run model.b158 --state going.stream -n 1 --save-state going.stream -q
+cmp -s model.b158 model.copy && ok || bad 'a stream was written over its model'
+cmp -s text.txt text.copy && ok || bad 'what was written replaced the text that was read'
 if "$chimera" plugins show o200k >/dev/null 2>&1; then
     expect 2 'needs a rank file' init card.json --set tokenizer.type=o200k -o other.b158
 else

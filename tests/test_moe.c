@@ -728,6 +728,16 @@ static void test_files(void **state) {
     must(init(r, other, 2, NULL, 0));
     must(open_model(r, m, false));
     must(open_model(r, m, true));
+    /* a stream is saved over neither */
+    chm_model *opened = NULL;
+    chm_stream *stream = NULL;
+    must(chm_open(r, m, NULL, false, &opened));
+    must(chm_stream_open(r, opened, &stream));
+    REFUSED(chm_stream_save(stream, m), CHM_E_CONFIG, m, "would replace the model, which is read");
+    REFUSED(chm_stream_save(stream, e), CHM_E_CONFIG, e, "would replace the model's experts");
+    chm_stream_close(stream);
+    chm_close(opened);
+    must(open_model(r, m, true));
     /* what lies where: matrices of experts there, everything else here */
     struct file f;
     open_file(&f, e);

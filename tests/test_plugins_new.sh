@@ -85,6 +85,13 @@ run 2 "did you mean 'layer'" "$chimera" plugins new other --kind lair
 run 2 'there are layer, backend, tokenizer' "$chimera" plugins new other --kind grammar
 run 2 'is no name' "$chimera" plugins new ../other --kind layer
 run 2 "there is a plugin 'gd' already" "$chimera" plugins new gd --kind layer
+for name in training quantization hidden_size; do
+    run 2 "'$name' is a key of the host's" "$chimera" plugins new $name --kind layer
+done
+for name in test install all chm chm_more; do
+    run 2 "'$name' is a name that Meson or Chimera" "$chimera" plugins new $name --kind layer
+    [ -e $name ] && bad "a refused skeleton left $name" || ok
+done
 run 2 '--kind KIND is missing' "$chimera" plugins new other
 run 4 'No such file' "$chimera" plugins new other --kind layer --dir nowhere/other
 [ -e other ] && bad 'a refused skeleton left something' || ok
@@ -137,8 +144,11 @@ run 3 'plain' "$chimera" eval nano.b158 --data text.txt --backend plain
 # ---- the tokenizer: any bytes there and back, fewer tokens than bytes, trained with
 letters=(--plugin-path "$work/letters")
 [ -e letters/letters.so ] || cp letters/build/letters.so letters
-mkdir elsewhere && cd elsewhere || exit 99 # where no directory has its name
+mkdir elsewhere && cd elsewhere || exit 99
+mkdir letters # a directory of its name is no tokenizer's file
 head -c 5000 "$chimera" >binary
+run 0 'letters' "$chimera" tokenizer show letters "${letters[@]}"
+run 4 'Is a directory' "$chimera" tokenizer show ./letters "${letters[@]}"
 run 0 '' "$chimera" tokenizer encode letters binary "${letters[@]}"
 cp ../out ids
 run 0 '' "$chimera" tokenizer decode letters ids "${letters[@]}"

@@ -1,5 +1,6 @@
 /* test_registry.c: what is found, what is refused and in which words, options, and the choice of kernels. */
 #include "base/table.h"
+#include "config/schema.h"
 #include "plugin/elf.h"
 #include "plugin/report.h"
 #include "plugin/search.h"
@@ -51,7 +52,7 @@ static int tear_down(void **state) {
 }
 
 static void open_registry(chm_registry *r, const char *path) {
-    struct chm_registry_options options = {.plugin_path = path};
+    struct chm_registry_options options = {.plugin_path = path, .check_section = chm_schema_check_section};
     assert_int_equal(chm_registry_init(r, &options), CHM_OK);
 }
 
@@ -110,7 +111,11 @@ static const struct {
     {"option_range", "option 'x' has an empty range"},
     {"option_offset", "option 'x' would be stored at 16 of an instance of 16 bytes"},
     {"option_alignment", "option 'x' would be stored at 4 of an instance of 16 bytes"},
+    {"host_section", "'training' is a key of the host's in every card: a layer's section needs another name"},
+    {"host_value", "'generation.temperature' is a key of the host's in every card: %"},
+    {"other_kind_section", "'titans' is a key of the host's in every card: a tokenizer's section needs another name"},
     {"twin", "the name 'good' is taken: %"},
+    {"twin_section", "the card section 'goodness' is taken: %"},
     {"twin_alias", "its alias 'fine' is taken: %"},
 };
 
@@ -182,6 +187,30 @@ static void refuses_what_is_no_shared_object(void **state) {
     assert_null(entry(&r, moved));
     chm_registry_finish(&r);
     assert_int_equal(chmod(layers, 0755), 0);
+    /* nor by a link from elsewhere, or below what everybody may write to; with the sticky bit, below it is fine */
+    char *deep = join(scratch, "deep"), *wide = join(deep, "wide"), *below = join(wide, "below");
+    char *far = join(below, "far.so"), *linked = join(layers, "linked.so");
+    assert_int_equal(chm_make_directory(below), CHM_OK);
+    copy_file(good, far, SIZE_MAX);
+    assert_int_equal(unlink(moved), 0);
+    assert_int_equal(symlink(far, linked), 0);
+    const struct {
+        mode_t below, wide;
+        const char *refused;
+    } modes[] = {{0755, 0777, wide}, {01777, 0755, below}, {0777, 0755, below}, {0755, 01777, NULL}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(modes); i++) {
+        assert_int_equal(chmod(below, modes[i].below), 0);
+        assert_int_equal(chmod(wide, modes[i].wide), 0);
+        open_registry(&r, layers);
+        const char *refused = entry(&r, linked)->refused;
+        if (!modes[i].refused && refused) fail_msg("%s", refused);
+        if (modes[i].refused &&
+            (!refused || !strstr(refused, "everybody may write to") || !strstr(refused, modes[i].refused)))
+            fail_msg("%zu: %s", i, refused ? refused : "not refused");
+        chm_registry_finish(&r);
+    }
+    char *names[] = {deep, wide, below, far, linked};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(names); i++) chm_free(names[i]);
     char *all[] = {source, good, layers, text, empty, half, folder, open, twin, moved, taken};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(all); i++) chm_free(all[i]);
 }

@@ -1,5 +1,6 @@
 /* schema.c: the rows. Defaults are the seed card's values wherever they do not depend on the size of the model. */
 #include "config/schema.h"
+#include "plugin/registry.h"
 #include <chimera/chimera.h> /* ranges of sampling */
 #include <string.h>
 
@@ -593,6 +594,16 @@ const struct chm_schema_row *chm_schema_key(const char *where, const char *key) 
         if (strcmp(name, "*") == 0) any = &rows[i];
     }
     return any;
+}
+
+int chm_schema_check_section(const char *section, enum chm_kind kind) {
+    char where[256] = "";
+    const char *dot = strrchr(section, '.'), *of = chm_kind_name(kind);
+    if (dot) snprintf(where, sizeof where, "%.*s", (int)(dot - section), section);
+    const struct chm_schema_row *row = chm_schema_key(where, dot ? dot + 1 : section);
+    if (!row || (row->planned && strncmp(row->planned, of, strlen(of)) == 0)) return CHM_OK;
+    return chm_fail(CHM_E_PLUGIN, "'%.80s' is a key of the host's in every card: a %s's section needs another name",
+                    section, of);
 }
 
 const struct chm_schema_row *chm_schema_next(const char *where, size_t *cursor) {

@@ -46,6 +46,8 @@ const struct chm_schema_row *chm_schema(size_t *count);
 const struct chm_schema_row *chm_schema_key(const char *where, const char *key);
 /* The i-th row that stands directly under `where`, wildcards left out, or NULL past the end. Start with *cursor = 0. */
 const struct chm_schema_row *chm_schema_next(const char *where, size_t *cursor);
+/* CHM_OK when a plugin of this kind may have the section: one that no row describes, or that is there for its kind. */
+int chm_schema_check_section(const char *section, enum chm_kind kind);
 /* The part of a row's path after its last dot. */
 const char *chm_schema_name(const struct chm_schema_row *row);
 

@@ -337,6 +337,7 @@ void chm_model_destroy(chm_model *m) {
     chm_map_close(&m->experts_map);
     chm_free(m->storage);
     chm_free(m->path);
+    chm_free(m->experts_path);
     chm_arena_finish(&m->arena);
     chm_card_destroy(m->card);
     chm_free(m);

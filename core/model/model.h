@@ -48,7 +48,7 @@ typedef struct chm_model {
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
     struct chm_safetensors *experts;
-    char *path;
+    char *path, *experts_path;
     struct chm_tokenizer *tokenizer; /* chm_open's; NULL in a model made another way. chm_close releases it */
     /* what chm_model_save() writes of the tokenizer, set by whoever made the model: not owned; NULL: what the file says
      * that the model was opened from */

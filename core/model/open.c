@@ -131,7 +131,8 @@ int chm_model_open(const char *path, const chm_registry *registry, const struct 
     m->file = file;
     m->experts_map = experts.map;
     m->experts = experts.file;
-    experts = (chm_experts){.path = experts.path};
+    m->experts_path = experts.path;
+    experts = (chm_experts){0};
     *out = m;
 out:
     chm_free(name);

@@ -1,5 +1,6 @@
 /* runtime.c: the runtime behind chimera.h: plugins found, kernels chosen, threads started; reports. */
 #include "model/runtime.h"
+#include "config/schema.h"
 #include "model/report.h"
 #include "plugin/report.h"
 #include <chimera/chimera.h>
@@ -55,7 +56,8 @@ int chm_runtime_create(const chm_runtime_options *options, chm_runtime **out) {
     int status = CHM_OK;
     r->threads = options->threads;
     if (r->threads == 0 && (status = default_threads(&r->threads)) != CHM_OK) goto fail;
-    struct chm_registry_options registry = {.plugin_path = options->plugin_path};
+    struct chm_registry_options registry = {.plugin_path = options->plugin_path,
+                                            .check_section = chm_schema_check_section};
     if (options->cpu_mask != NULL && (status = chm_cpu_mask(options->cpu_mask, &registry.cpu_mask)) != CHM_OK) {
         status = chm_fail_prefix(status, "--cpu-mask");
         goto fail;
@@ -121,6 +123,13 @@ int chm_plugins_list(chm_runtime *r, const char *kind, chm_output format, FILE *
 
 int chm_plugins_show(chm_runtime *r, const char *name, chm_output format, FILE *out) {
     return chm_report_plugin(&r->registry, name, out, format);
+}
+
+int chm_plugins_check_name(chm_runtime *r, const char *name) {
+    if (chm_registry_find(&r->registry, 0, name) != NULL)
+        return chm_fail(CHM_E_CONFIG, "there is a plugin '%s' already (chimera plugins show %s): choose another name",
+                        name, name);
+    return chm_registry_check_section(&r->registry, name, CHM_KIND_LAYER) == CHM_OK ? CHM_OK : CHM_E_CONFIG;
 }
 
 int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out) {

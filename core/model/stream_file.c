@@ -69,6 +69,11 @@ static void copy_state(const chm_state_item *item, uint8_t *blob, uint8_t *packe
 
 int chm_stream_save(const chm_stream *s, const char *path) {
     if (s->broken) return chm_fail(CHM_E_CONFIG, "a stream whose last pass failed cannot be saved: restart it");
+    const char *const read[] = {s->model->path, s->model->experts_path};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(read); i++)
+        if (read[i] && chm_same_file(path, read[i]))
+            return chm_fail(CHM_E_CONFIG, "%s: the stream would replace the %s, which is read; give it another name",
+                            path, i ? "model's experts" : "model");
     const chm_state_layout *layout = &s->model->layout;
     char model[FIELD], position[FIELD], hash[FIELD];
     int status = model_hash(s->model, model);

@@ -282,7 +282,12 @@ static enum source sniff(const char *path, const char **type) {
     FILE *file = fopen(path, "rb");
     if (file == NULL) return SOURCE_NONE;
     const size_t n = fread(head, 1, sizeof head - 1, file);
+    const bool directory = n == 0 && errno == EISDIR;
     fclose(file);
+    if (directory) {
+        errno = EISDIR;
+        return SOURCE_NONE;
+    }
     const char *text = (const char *)head + strspn((const char *)head, " \t\r\n");
     if (*text == '{') return SOURCE_CARD;
     if (n > 9 && head[8] == '{' && head[7] == 0) return SOURCE_MODEL;
@@ -715,7 +720,8 @@ static const uint8_t *next_sentence(void *user, size_t *bytes) {
 
 static int write_vocabulary(void *user, const void *data, size_t bytes) {
     struct teacher *q = user;
-    return chm_writer_write(&q->writer, data, bytes);
+    const int status = q->writer.file ? CHM_OK : chm_writer_open(&q->writer, q->options->out);
+    return status ? status : chm_writer_write(&q->writer, data, bytes);
 }
 
 int chm_tokenizer_train(chm_runtime *r, const chm_tokenizer_train_options *options) {
@@ -739,7 +745,9 @@ int chm_tokenizer_train(chm_runtime *r, const chm_tokenizer_train_options *optio
     struct teacher *q = chm_alloc(sizeof *q);
     if (q == NULL) return CHM_E_MEMORY;
     q->options = options;
+    /* whether it can be written is known before the training, which a signal may end: that leaves nothing behind */
     int status = chm_writer_open(&q->writer, options->out);
+    if (q->writer.temporary) chm_writer_abandon(&q->writer);
     if (status == CHM_OK) {
         const struct chm_tokenizer_training training = {.size = sizeof training,
                                                         .vocab = options->vocab,
@@ -749,6 +757,8 @@ int chm_tokenizer_train(chm_runtime *r, const chm_tokenizer_train_options *optio
                                                         .user = q,
                                                         .failed = &q->failed};
         status = ops->train(chm_host_services(), &training);
+        if (status == CHM_OK && !q->writer.file)
+            status = chm_fail(CHM_E_PLUGIN, "tokenizer '%s' was trained and wrote nothing", plugin->name);
         if (status == CHM_OK) status = chm_writer_commit(&q->writer);
     }
     chm_writer_abandon(&q->writer);

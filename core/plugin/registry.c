@@ -15,6 +15,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -280,7 +281,15 @@ static int check_unique(const chm_registry *r, const struct chm_plugin *p) {
         if (other)
             return chm_fail(CHM_E_PLUGIN, "its alias '%.*s' is taken: %s was found first", (int)n, word, other->path);
     }
-    return CHM_OK;
+    return p->section ? chm_registry_check_section(r, p->section, (enum chm_kind)p->kind) : CHM_OK;
+}
+
+int chm_registry_check_section(const chm_registry *r, const char *section, enum chm_kind kind) {
+    const struct chm_plugin *other = chm_registry_section(r, section);
+    if (other)
+        return chm_fail(CHM_E_PLUGIN, "the card section '%s' is taken: %s was found first", section,
+                        chm_registry_path(r, other));
+    return r->check_section ? r->check_section(section, kind) : CHM_OK;
 }
 
 /* ---- searching ---- */
@@ -318,6 +327,22 @@ static int check_kind(const struct chm_plugin *p, enum chm_kind kind) {
                     kinds[kind].folder);
 }
 
+/* The directories above the file itself, wherever links lead: in one that everybody may write to lies anybody's file,
+ * and whatever is below it can be exchanged, unless it has the sticky bit. */
+static int check_above(const char *path) {
+    struct stat st;
+    char real[PATH_MAX], *slash;
+    if (!realpath(path, real)) return refused_by_system("cannot be followed");
+    for (bool next = true; (slash = strrchr(real, '/')); next = false) {
+        slash[slash == real] = 0;
+        if (stat(real, &st)) return refused_by_system("the directory above it cannot be looked at");
+        if ((st.st_mode & S_IWOTH) && (next || !(st.st_mode & S_ISVTX)))
+            return chm_fail(CHM_E_PLUGIN, "everybody may write to %s, below which it lies: chmod o-w it", real);
+        if (!real[1]) break;
+    }
+    return CHM_OK;
+}
+
 static int check_file(const chm_registry *r, const char *path, enum chm_kind kind) {
     struct stat st;
     struct chm_plugin p;
@@ -325,7 +350,8 @@ static int check_file(const chm_registry *r, const char *path, enum chm_kind kin
     if (stat(path, &st)) return refused_by_system("cannot stat");
     if (!S_ISREG(st.st_mode)) return chm_fail(CHM_E_PLUGIN, "not a regular file");
     if (st.st_mode & S_IWOTH) return chm_fail(CHM_E_PLUGIN, "everybody may write this file: chmod o-w it");
-    int status = chm_map_open(&map, path);
+    int status = check_above(path);
+    if (!status) status = chm_map_open(&map, path);
     if (status) return status;
     status = chm_elf_descriptor(map.data, map.size, &p);
     if (!status) status = chm_check_numbers(&p, r->cpu);
@@ -472,7 +498,10 @@ int chm_registry_init(chm_registry *r, const struct chm_registry_options *option
     int status = variable ? chm_cpu_mask(variable, &mask) : CHM_OK;
     if (status) return chm_fail_prefix(status, "CHIMERA_CPU_MASK");
     r->cpu = chm_cpu_features() & ~mask;
-    if (options) r->cpu &= ~options->cpu_mask;
+    if (options) {
+        r->cpu &= ~options->cpu_mask;
+        r->check_section = options->check_section;
+    }
     chm_cpu_identity cpu;
     chm_cpu_weakness weakness;
     chm_cpu_identify(&cpu);

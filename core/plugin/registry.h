@@ -21,11 +21,14 @@ typedef struct chm_registry {
     size_t file_count;
     uint64_t cpu;       /* features of this CPU (less those masked) */
     uint64_t cpu_avoid; /* of them, those it does badly: a backend that needs one comes after the others */
+    int (*check_section)(const char *section, enum chm_kind kind); /* as in the options */
 } chm_registry;
 
 struct chm_registry_options {
     const char *plugin_path; /* colon-separated; NULL: none. Searched first */
     uint64_t cpu_mask;       /* features to pretend are missing, besides those CHIMERA_CPU_MASK names */
+    /* CHM_OK, or the reason why a plugin of this kind cannot have this section of a card; NULL: it can */
+    int (*check_section)(const char *section, enum chm_kind kind);
 };
 
 /* Searches --plugin-path, CHIMERA_PLUGIN_PATH, the build tree (when this library runs from it), the install directory;
@@ -46,6 +49,8 @@ const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind 
 const struct chm_plugin *chm_registry_other_kind(const chm_registry *r, enum chm_kind kind, const char *name);
 /* The i-th loaded plugin of a kind (0: any), in search order; NULL past the end. */
 const struct chm_plugin *chm_registry_at(const chm_registry *r, enum chm_kind kind, size_t i);
+/* May one more plugin have this section? */
+int chm_registry_check_section(const chm_registry *r, const char *section, enum chm_kind kind);
 /* The plugin whose card section this is, or NULL (no sentence). */
 const struct chm_plugin *chm_registry_section(const chm_registry *r, const char *section);
 const char *chm_kind_name(enum chm_kind kind); /* "layer" */

@@ -53,6 +53,8 @@ CHM_PUBLIC int chm_runtime_threads(const chm_runtime *r);
 CHM_PUBLIC int chm_doctor(chm_runtime *r, chm_output format, FILE *out);
 CHM_PUBLIC int chm_plugins_list(chm_runtime *r, const char *kind /* NULL: all */, chm_output format, FILE *out);
 CHM_PUBLIC int chm_plugins_show(chm_runtime *r, const char *name, chm_output format, FILE *out);
+/* May a new plugin have this name, and a section of that name in cards? */
+CHM_PUBLIC int chm_plugins_check_name(chm_runtime *r, const char *name);
 
 /* ---- cards ---------------------------------------------------------------------------------------------------------
  */
@@ -173,7 +175,7 @@ CHM_PUBLIC int64_t chm_stream_position(const chm_stream *s);
 CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s); /* of its state */
 /* To a file and back: state, position and the logits of the last token, in one size for each model, checksummed and
  * bound to the model's file, weights and card. A loaded stream goes on as the saved one would have, to the byte.
- * Atomic: what was at `path` stays until the new file is whole. */
+ * Atomic: what was at `path` stays until the new file is whole. Never over the model's own files. */
 CHM_PUBLIC int chm_stream_save(const chm_stream *s, const char *path);
 CHM_PUBLIC int chm_stream_load(chm_runtime *r, chm_model *m, const char *path, chm_stream **out);
 CHM_PUBLIC int chm_stream_copy_file(const char *from, const char *to); /* of a saved stream, once found whole */

@@ -415,7 +415,7 @@ struct chm_tokenizer_ops {
 struct chm_plugin {
     uint32_t magic, abi, size, kind;
     const char *name;    /* "gd" */
-    const char *section; /* section of the card with its options, "gated_deltanet"; NULL: none */
+    const char *section; /* its own section of the card, with its options, "gated_deltanet"; NULL: none */
     const char *aliases; /* names a card may use besides, separated by spaces: "GD gated_deltanet" */
     const char *version; /* "1.0.0" */
     const char *licence; /* SPDX: "Apache-2.0" */
