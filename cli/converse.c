@@ -10,10 +10,12 @@
  */
 #include "cli.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -81,6 +83,42 @@ static void find_history(char *path, size_t n) {
     }
 }
 
+enum { HISTORY_LINES = 1000 };
+
+/* The history's file, other conversations kept out until it is closed; NULL: there is none, or it cannot be written. */
+static FILE *open_history(const struct reader *r, int flags) {
+    const int fd = r->history_path[0] ? open(r->history_path, O_RDWR | O_APPEND | O_CLOEXEC | flags, 0600) : -1;
+    if (fd < 0) return NULL;
+    FILE *file = flock(fd, LOCK_EX) == 0 ? fdopen(fd, "a") : NULL;
+    if (file == NULL) close(fd);
+    return file;
+}
+
+/* What was typed before; and the file is cut to the last lines again. */
+static void load_history(struct reader *r) {
+    HistEvent event;
+    FILE *file = open_history(r, 0);
+    if (file == NULL) return;
+    if (history(r->history, &event, H_LOAD, r->history_path) > HISTORY_LINES)
+        history(r->history, &event, H_SAVE, r->history_path);
+    fclose(file);
+}
+
+/* Each line when it is typed: no signal takes it, and conversations side by side keep theirs. */
+static void keep_line(const struct reader *r, const char *line) {
+    HistEvent event;
+    FILE *file = open_history(r, O_CREAT);
+    History *one = file ? history_init() : NULL;
+    if (one != NULL) {
+        history(one, &event, H_SETSIZE, 1);
+        history(one, &event, H_ENTER, line);
+        fseek(file, 0, SEEK_END); /* an empty file gets libedit's first line */
+        history(one, &event, H_SAVE_FP, file);
+        history_end(one);
+    }
+    if (file) fclose(file);
+}
+
 static void reader_init(struct reader *r, bool keep_history) {
     HistEvent event;
     const char *term = getenv("TERM");
@@ -100,19 +138,18 @@ static void reader_init(struct reader *r, bool keep_history) {
     el_set(r->edit, EL_BIND, "^C", "chimera-interrupt", NULL);
     el_set(r->edit, EL_BIND, "^Z", "chimera-suspend", NULL);
     el_set(r->edit, EL_BIND, "^R", "em-inc-search-prev", NULL);
+    el_set(r->edit, EL_BIND, "^I", "ed-insert", NULL); /* there is nothing to complete */
     r->history = history_init();
     if (r->history == NULL) return;
-    history(r->history, &event, H_SETSIZE, 1000);
+    history(r->history, &event, H_SETSIZE, HISTORY_LINES);
     history(r->history, &event, H_SETUNIQUE, 1);
     el_set(r->edit, EL_HIST, history, r->history);
     if (!keep_history) return;
     find_history(r->history_path, sizeof(r->history_path));
-    if (r->history_path[0]) history(r->history, &event, H_LOAD, r->history_path); /* there may be none yet */
+    load_history(r);
 }
 
 static void reader_finish(struct reader *r) {
-    HistEvent event;
-    if (r->history && r->history_path[0]) history(r->history, &event, H_SAVE, r->history_path);
     if (r->history) history_end(r->history);
     if (r->edit) el_end(r->edit);
 }
@@ -122,7 +159,7 @@ static char *edited_line(struct reader *r) {
     int n = 0;
     const char *line = el_gets(r->edit, &n);
     if (line == NULL || n <= 0) return NULL;
-    if (line[0] != '\n') history(r->history, &event, H_ENTER, line);
+    if (line[0] != '\n' && history(r->history, &event, H_ENTER, line) > 0) keep_line(r, line);
     return strndup(line, line[n - 1] == '\n' ? (size_t)n - 1 : (size_t)n);
 }
 #else
@@ -190,18 +227,20 @@ static bool ends_with_fence(const char *line, size_t n) { return n >= 3 && memcm
 
 /*
  * One turn, with its newlines: a line; lines joined by a backslash at their end; or all between two fences of three
- * quotation marks. NULL at the end of the input, when interrupted, or (*failed) when out of memory.
+ * quotation marks (*fenced: never a command). NULL at the end of the input, when interrupted, or (*failed) when out of
+ * memory.
  */
-static char *read_turn(struct reader *r, size_t *bytes, bool *failed) {
+static char *read_turn(struct reader *r, size_t *bytes, bool *fenced, bool *failed) {
     char *text = NULL, *line = read_line(r, "> ");
     *bytes = 0;
-    *failed = false;
+    *fenced = *failed = false;
     if (line == NULL) return NULL;
-    bool fenced = strncmp(line, "\"\"\"", 3) == 0, more = true;
-    size_t skip = fenced ? 3 : 0;
+    bool more = true;
+    *fenced = strncmp(line, "\"\"\"", 3) == 0;
+    size_t skip = *fenced ? 3 : 0;
     while (line && more) {
         size_t n = strlen(line) - skip;
-        if (fenced) {
+        if (*fenced) {
             more = !ends_with_fence(line + skip, n);
             if (!more) n -= 3;
         } else {
@@ -209,7 +248,7 @@ static char *read_turn(struct reader *r, size_t *bytes, bool *failed) {
             if (more) n--;
         }
         /* a fence alone on its line is no line of the turn */
-        const bool bare = fenced && n == 0 && (skip || !more);
+        const bool bare = *fenced && n == 0 && (skip || !more);
         if (!bare && !append_line(&text, bytes, line + skip, n)) {
             *failed = true;
             free(line);
@@ -304,15 +343,15 @@ int cli_converse(struct cli *c, chm_stream *stream, int64_t n, const chm_samplin
                 (unsigned long long)sampling->seed);
     while (status == CHM_OK) {
         size_t bytes;
-        bool failed;
+        bool fenced, failed;
         cli_stop = 0;
-        char *text = read_turn(&reader, &bytes, &failed);
+        char *text = read_turn(&reader, &bytes, &fenced, &failed);
         if (failed) {
             status = cli_fail(CHM_E_MEMORY, "out of memory while reading what was typed");
         } else if (text == NULL) {
             if (reader.interrupted) continue;
             break;
-        } else if (text[0] == '/' && strchr(text, '\n') == text + bytes - 1) {
+        } else if (!fenced && text[0] == '/' && strchr(text, '\n') == text + bytes - 1) {
             text[bytes - 1] = '\0';
             const bool stay = run_verb(stream, text, &open_line);
             free(text);

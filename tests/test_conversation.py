@@ -184,6 +184,19 @@ def conversation(term, editor):
     fenced, answer = plain(t.wait_for(PROMPT)), run_plainly(b"/exit\ndog\n", 12)
     check(shown(answer) in fenced, f"{what}: a fence gave {fenced!r}, not {answer!r}")
 
+    t.type(b"/reset\n")
+    t.wait_for(PROMPT)
+    t.type(b'"""/exit"""\n')
+    fenced, answer = plain(t.wait_for(PROMPT)), run_plainly(b"/exit\n", 12)
+    check(shown(answer) in fenced, f"{what}: a fenced command gave {fenced!r}, not {answer!r}")
+
+    # a tab is text
+    t.type(b"/reset\n")
+    t.wait_for(PROMPT)
+    t.type(b"the\tquick\n")
+    tabbed, answer = plain(t.wait_for(PROMPT)), run_plainly(b"the\tquick\n", 12)
+    check(shown(answer) in tabbed, f"{what}: a tab gave {tabbed!r}, not {answer!r}")
+
     # an empty line lets the model go on; commands
     t.type(b"\n")
     check(len(plain(t.wait_for(PROMPT)).strip()) > 0, f"{what}: an empty line wrote nothing")
@@ -248,6 +261,27 @@ def conversation(term, editor):
         t.wait_for(PROMPT)
         t.type(b"\x04")
         check(t.status() == 0, "the end of a new conversation")
+        # two at once keep what both were told, also when a signal ends them; and the file does not grow for ever
+        both = [Terminal(*start, **here) for _ in range(2)]
+        for i, t in enumerate(both):
+            t.wait_for(PROMPT)
+            t.type(f"side {i}\n".encode())
+            t.wait_for(PROMPT)
+        for t, number in zip(both, (signal.SIGTERM, signal.SIGHUP)):
+            os.kill(t.pid, number)
+            check(t.status() != 0, f"signal {number} at a prompt")
+        with open(path) as f:
+            kept = f.read()
+        check(all(f"side\\040{i}\\012\n" in kept for i in range(2)) and "lazy" in kept, f"side by side: {kept!r}")
+        with open(path, "w") as f:
+            f.writelines([kept.split("\n")[0] + "\n"] + [f"line{i}\\012\n" for i in range(1500)])
+        t = Terminal(*start, **here)
+        t.wait_for(PROMPT)
+        t.type(b"/exit\n")
+        check(t.status() == 0, "the end of a conversation with a long history")
+        with open(path) as f:
+            kept = f.read().split("\n")
+        check(kept[1] == "line500\\012" and kept[-3:] == ["line1499\\012", "/exit\\012", ""], f"a long history: {len(kept)} lines")
         hidden = dict(here, XDG_STATE_HOME=os.path.abspath("hidden"))
         t = Terminal(*start, "--no-history", **hidden)
         t.wait_for(PROMPT)

@@ -31,10 +31,10 @@ static const char *const c_headers[] = {"assert.h",    "ctype.h",   "errno.h",  
                                         "stdatomic.h", "stdbool.h", "stddef.h", "stdint.h",   "stdio.h",
                                         "stdlib.h",    "string.h",  "time.h",   NULL};
 static const char *const vector_headers[] = {"immintrin.h", "arm_neon.h", "wasm_simd128.h", NULL};
-static const char *const posix_headers[] = {"dirent.h",   "fcntl.h",        "getopt.h",   "langinfo.h", "libgen.h",
-                                            "poll.h",     "pthread.h",      "signal.h",   "strings.h",  "sys/ioctl.h",
-                                            "sys/stat.h", "sys/types.h",    "sys/wait.h", "termios.h",  "unistd.h",
-                                            "sys/time.h", "sys/resource.h", "wchar.h",    "wctype.h",   NULL};
+static const char *const posix_headers[] = {
+    "dirent.h",  "fcntl.h",   "getopt.h",    "langinfo.h",     "libgen.h",   "poll.h",      "pthread.h",
+    "signal.h",  "strings.h", "sys/ioctl.h", "sys/file.h",     "sys/stat.h", "sys/types.h", "sys/wait.h",
+    "termios.h", "unistd.h",  "sys/time.h",  "sys/resource.h", "wchar.h",    "wctype.h",    NULL};
 static const char *const public_headers[] = {"chimera/chimera.h", "chimera/plugin.h", "chimera/tensor.h", NULL};
 static const char *const plugin_headers[] = {"chimera/plugin.h", "chimera/tensor.h", NULL};
 static const char *const embedding_headers[] = {"chimera/chimera.h", NULL};
