@@ -985,6 +985,15 @@ static void nothing_read_is_replaced(void **state) {
     assert_int_equal(n, sizeof card_text - 1);
     assert_memory_equal(text, card_text, n);
     chm_free(text);
+    /* another card or model there, of no run that could go on */
+    train.card = in_folder("card.json");
+    refused(chm_train(runtime, &train, NULL), CHM_E_CONFIG, "already holds a card.json, which the run would replace");
+    write_file(in_folder("run/model.b158"), "mine", 4);
+    refused(chm_train(runtime, &train, NULL), CHM_E_CONFIG, "already holds a model.b158, which the run would replace");
+    text = slurp(card, &n);
+    assert_int_equal(n, sizeof card_text - 1);
+    chm_free(text);
+    no_run();
     const char *ini = in_folder("over.ini");
     const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .ini = &ini, .ini_count = 1};
     refused(chm_init_model(runtime, in_folder("card.json"), &overlay, 1, ini), CHM_E_CONFIG, "would replace the card");

@@ -186,13 +186,20 @@ static int check_directory(const chm_trainer *t, bool *resume) {
             return chm_fail(CHM_E_CONFIG, "%s: holds no run to resume; leave --resume out to begin one there", out);
         return *resume ? CHM_OK : check_replaced(t);
     }
-    if (checkpoint || log || exists(t->model_path))
+    const char *holds = checkpoint              ? "checkpoint.safetensors"
+                        : log                   ? "log.jsonl"
+                        : exists(t->model_path) ? "model.b158"
+                        : exists(t->card_path)  ? "card.json"
+                                                : NULL;
+    if (holds != NULL && (checkpoint || log || exists(t->lock_path)))
         return chm_fail(CHM_E_CONFIG, "%s: already holds a run (%s); go on with it by --resume, or name another --out",
-                        out,
-                        checkpoint ? "checkpoint.safetensors"
-                        : log      ? "log.jsonl"
-                                   : "model.b158");
-    return check_replaced(t);
+                        out, holds);
+    const int status = check_replaced(t);
+    if (status == CHM_OK && holds != NULL)
+        return chm_fail(CHM_E_CONFIG,
+                        "%s: already holds a %s, which the run would replace; name another --out, or move it away", out,
+                        holds);
+    return status;
 }
 
 /* Files that a killed run was writing: nobody else has any, now that the directory is locked. */
