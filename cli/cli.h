@@ -153,6 +153,7 @@ void cli_progress_end(void);
 bool cli_progress_due(double *last);
 void cli_duration(double seconds, char *text, size_t n); /* "1:02", "3:04:05" */
 void cli_count(double x, char *text, size_t size);       /* "12.3k", "4.0M" */
+char *cli_printable(const char *text); /* a copy, to free, with '?' for what is not UTF-8 or a terminal would obey */
 void cli_json_string(FILE *out, const char *text);
 void cli_csv_string(FILE *out, const char *text);      /* quoted where it must be */
 void cli_json_kernels(FILE *out, const char *kernels); /* "slot=backend ..." as an object */

@@ -3,14 +3,17 @@
 #include <string.h>
 
 /* What stands at a place of the line. */
-enum thing { NOTHING, A_FILE, A_DIRECTORY, A_BACKEND, A_LAYER, A_PLUGIN, A_COMMAND, WORDS };
+enum thing { NOTHING, A_FILE, A_CARD, A_DIRECTORY, A_BACKEND, A_LAYER, A_PLUGIN, A_COMMAND, WORDS };
+
+/* A row of chimera doctor has the names of the cards that come with it. */
+static const char card_names[] = "chimera doctor -o csv 2>/dev/null | sed -n 's/^cards,.*,\\([^,]*\\),$/\\1/p'";
 
 /* The words of a thing that has a fixed set go to *words, separated by '|'. */
 static enum thing thing_of(const char *placeholder, const char **words) {
     static const struct {
         const char *part; /* of the placeholder */
         enum thing thing;
-    } known[] = {{"FILE", A_FILE},       {"OUT", A_FILE},       {"CARD", A_FILE},        {"TOKENIZER", A_FILE},
+    } known[] = {{"FILE", A_FILE},       {"OUT", A_FILE},       {"CARD", A_CARD},        {"TOKENIZER", A_FILE},
                  {"MODEL", A_FILE},      {"TOKENIZER", A_FILE}, {"safetensors", A_FILE}, {"DIR", A_DIRECTORY},
                  {"BACKEND", A_BACKEND}, {"PLUGIN", A_LAYER},   {"COMMAND", A_COMMAND},  {"NAME", A_PLUGIN}};
     *words = NULL;
@@ -88,6 +91,9 @@ static void bash_thing(enum thing thing, const char *words, FILE *out) {
     case A_FILE:
         fputs("return", out); /* bash completes files when this function finds nothing */
         break;
+    case A_CARD: /* and files, as above, where none begins so */
+        fputs("[[ -z $cur ]] || words=$(_chimera_cards)", out);
+        break;
     case A_DIRECTORY:
         fputs("compopt -o filenames 2>/dev/null; COMPREPLY=($(compgen -d -- \"$cur\"))", out);
         break;
@@ -136,6 +142,12 @@ static void print_bash(FILE *out) {
     fputs("# bash completion for chimera, made by `chimera completion bash`\n"
           "_chimera_plugins() {\n"
           "    chimera plugins list ${1:+--kind $1} -o csv 2>/dev/null | sed 1d | cut -d, -f2\n"
+          "}\n"
+          "_chimera_cards() {\n"
+          "    ",
+          out);
+    fputs(card_names, out);
+    fputs("\n"
           "}\n"
           "_chimera() {\n"
           "    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command= words= options= i\n"
@@ -234,6 +246,9 @@ static void zsh_thing(enum thing thing, const char *words, FILE *out) {
     case A_FILE:
         fputs("_files", out);
         break;
+    case A_CARD:
+        fputs("_chimera_cards", out);
+        break;
     case A_DIRECTORY:
         fputs("_files -/", out);
         break;
@@ -296,6 +311,15 @@ static void print_zsh(FILE *out) {
           "    names=(${(f)\"$(_call_program plugins chimera plugins list ${1:+--kind} $1 -o csv 2>/dev/null |\n"
           "        sed 1d | cut -d, -f2)\"})\n"
           "    compadd -a names\n"
+          "}\n"
+          "_chimera_cards() {\n"
+          "    local -a names\n"
+          "    names=($(",
+          out);
+    fputs(card_names, out);
+    fputs("))\n"
+          "    compadd -a names\n"
+          "    _files\n"
           "}\n"
           "_chimera() {\n"
           "    local curcontext=$curcontext state line\n"
@@ -376,6 +400,9 @@ static void fish_thing(enum thing thing, const char *words, FILE *out) {
     case A_FILE:
         fputs(" -F", out);
         break;
+    case A_CARD:
+        fputs(" -F -a '(__chimera_cards)'", out);
+        break;
     case A_DIRECTORY:
         fputs(" -a '(__fish_complete_directories)'", out);
         break;
@@ -438,6 +465,12 @@ static void print_fish(FILE *out) {
     fputs("# fish completion for chimera, made by `chimera completion fish`\n"
           "function __chimera_plugins\n"
           "    chimera plugins list $argv -o csv 2>/dev/null | sed 1d | cut -d, -f2\n"
+          "end\n"
+          "function __chimera_cards\n"
+          "    ",
+          out);
+    fputs(card_names, out);
+    fputs(" | string split ' '\n"
           "end\n"
           "complete -c chimera -f\n"
           "complete -c chimera -n __fish_use_subcommand -l version -d 'print the version'\n"

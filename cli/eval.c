@@ -80,6 +80,8 @@ static int spool(const char **path, char *name, size_t n, int64_t limit) {
         if (ferror(in) || fwrite(piece, 1, got, copy) != got)
             status = cli_fail(CHM_E_DATA, "%s: copying it to a temporary file: %s", shown, strerror(errno));
     }
+    if (status == CHM_OK && copied == 0)
+        status = cli_fail(CHM_E_DATA, "%s: is empty; a file of text has at least one byte", shown);
     if (status == CHM_OK && fflush(copy) != 0)
         status = cli_fail(CHM_E_DATA, "%s: copying it to a temporary file: %s", shown, strerror(errno));
     free(piece);
@@ -201,6 +203,11 @@ static int print_results(const struct cli *c, const chm_eval_result *results) {
         const chm_eval_result *r = &results[i];
         const char *model = c->arguments[i];
         char answered[64] = "";
+        char *shown = cli_printable(model);
+        if (shown == NULL) {
+            chm_text_free(kernels);
+            return cli_fail(CHM_E_MEMORY, "out of memory for the name of a model");
+        }
         switch (cli_format(c)) {
         case CHM_OUTPUT_JSON:
             if (n > 1) fputs(i ? ",\n {" : "\n {", stdout);
@@ -212,7 +219,7 @@ static int print_results(const struct cli *c, const chm_eval_result *results) {
                 snprintf(answered, sizeof(answered), "%lld,%.9g,", (long long)r->answers, share(r->right, r->answers));
             printf("%.17g,%.17g,%lld,%lld,%s%.1f,%.3f,%s,", r->bits_per_byte, r->nats, (long long)r->bytes,
                    (long long)r->tokens, answered, r->tokens_per_second, r->seconds, kernels);
-            cli_csv_string(stdout, model);
+            cli_csv_string(stdout, shown);
             putchar('\n');
             break;
         case CHM_OUTPUT_MD:
@@ -221,14 +228,14 @@ static int print_results(const struct cli *c, const chm_eval_result *results) {
                 snprintf(answered, sizeof(answered), " %lld | %.4f |", (long long)r->answers,
                          share(r->right, r->answers));
             fputs("| ", stdout);
-            for (const char *m = model; *m; m++) printf(*m == '|' ? "\\%c" : "%c", *m);
+            for (const char *m = shown; *m; m++) printf(*m == '|' ? "\\%c" : "%c", *m);
             printf(" | %.4f | %.2f | %lld | %lld |%s %.1f | %.2f |\n", r->bits_per_byte, r->nats, (long long)r->bytes,
                    (long long)r->tokens, answered, r->tokens_per_second, r->seconds);
             break;
         case CHM_OUTPUT_TEXT:
             if (n > 1 && r->answers > 0) snprintf(answered, sizeof(answered), "  %9.4f", share(r->right, r->answers));
             if (n > 1)
-                printf("%-*s  %13.4f  %10lld  %10lld  %9.1f%s\n", (int)width, model, r->bits_per_byte,
+                printf("%-*s  %13.4f  %10lld  %10lld  %9.1f%s\n", (int)width, shown, r->bits_per_byte,
                        (long long)r->bytes, (long long)r->tokens, r->tokens_per_second, answered);
             else if (r->answers > 0)
                 print_text_answers(r);
@@ -240,6 +247,7 @@ static int print_results(const struct cli *c, const chm_eval_result *results) {
             if (n == 1 && r->loop_count_mean > 0) printf("%.2f passes of the loop a token\n", r->loop_count_mean);
             break;
         }
+        free(shown);
     }
     if (cli_format(c) == CHM_OUTPUT_JSON) puts(n > 1 ? "\n]}" : "");
     if (cli_format(c) == CHM_OUTPUT_TEXT && !cli_wants_timing(c)) cli_message(c, "kernels: %s", kernels);

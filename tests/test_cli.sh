@@ -371,6 +371,53 @@ json out "[r['name'] for r in d['rows']] == ['prefill', 'decode'] and all(r[k] >
 expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 -o csv
 [ "$(wc -l <out)" -eq 3 ] && ok || bad 'bench -o csv: not three lines'
 
+# an empty text goes by the name it was given by
+expect 4 '/dev/null: is empty' eval model.b158 --data /dev/null
+expect 4 'standard input: is empty' eval model.b158 --data -
+
+# names may have anything in them: a row stays a row, and a terminal obeys none
+odd=$(printf 'odd\n\033[31m|\377.b158')
+cp model.b158 "$odd"
+harmless() {
+    if [ "$(wc -l <out)" -ne "$1" ]; then
+        bad "$2: not $1 lines"
+    elif LC_ALL=C grep -q "$(printf '[\033\377]')" out; then
+        bad "$2: a name came through as it is"
+    else
+        ok
+    fi
+}
+for format in text csv md; do
+    expect 0 '' eval model.b158 "$odd" --data text.txt --limit-bytes 100 -q -o $format
+    case $format in
+    md) harmless 4 'eval -o md' ;;
+    *) harmless 3 "eval -o $format" ;;
+    esac
+done
+layers="$work/$(printf 'layers\033\377\nof mine')"
+mkdir "$layers"
+cp "$build/plugins/layers/mlp.so" "$layers"
+for format in text md; do
+    expect 0 '' plugins list --kind layer --plugin-path "$layers" -o $format
+    harmless "$(wc -l <out)" "plugins list -o $format"
+    says out 'layers???of mine/mlp.so'
+    expect 0 '' plugins show mlp --plugin-path "$layers" -o $format
+    harmless "$(wc -l <out)" "plugins show -o $format"
+    says out 'layers???of mine/mlp.so'
+done
+
+# a tokenizer whose training is stopped leaves nothing behind
+if "$chimera" plugins show sentencepiece >/dev/null 2>&1; then
+    mkfifo learn.fifo
+    "$chimera" tokenizer train --data learn.fifo --vocab 300 --out learn.model 2>err &
+    learner=$!
+    timeout 60 sh -c "exec 9>learn.fifo; kill -TERM $learner" || bad 'tokenizer train does not read its data'
+    wait $learner
+    [ -z "$(ls | grep '^learn\.model')" ] && ok || bad "an interrupted tokenizer train left $(ls | grep '^learn\.model')"
+else
+    skip 'no sentencepiece: no tokenizer is trained'
+fi
+
 # nothing that is read is written over
 cp text.txt text.copy
 ln -sf text.txt link.txt

@@ -90,6 +90,8 @@ completes 'chimera plugins list --kind b' backend
 completes 'chimera run m --backend sca' scalar
 completes 'chimera layer test g' gd
 completes 'chimera plugins show sc' scalar
+completes 'chimera check chimera-nan' chimera-nano
+completes 'chimera train chimera-' chimera-nano chimera-mini ...
 completes 'chimera run m --temp '
 completes 'chimera run m -p '
 
@@ -112,6 +114,7 @@ if command -v fish >/dev/null; then
     [ "$(fished 'chimera layer gd --mode ')" = 'chunk step ' ] && ok || bad "fish: --mode: $(fished 'chimera layer gd --mode ')"
     [ "$(fished 'chimera layer test --mod')" = '' ] && ok || bad "fish: layer test --mod: $(fished 'chimera layer test --mod')"
     [ "$(fished 'chimera doctor -o j')" = 'json ' ] && ok || bad "fish: -o: $(fished 'chimera doctor -o j')"
+    [ "$(fished 'chimera check chimera-nan')" = 'chimera-nano ' ] && ok || bad "fish: card: $(fished 'chimera check chimera-nan')"
     [ "$(fished 'chimera plugins list --kind b')" = 'backend ' ] && ok || bad "fish: --kind: $(fished 'chimera plugins list --kind b')"
 else
     skip 'no fish: its completions are unread'

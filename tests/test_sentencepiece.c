@@ -123,6 +123,7 @@ static void training_is_refused(void **state) {
     (void)state;
     const char *out = "test_sp.tmp.none.model";
     refused(learn(NULL, 270, source("docs/reference.md"), out), CHM_E_CONFIG, "Vocabulary size is smaller than");
+    assert_null(strstr(chm_error(), "--"));
     refused(learn(NULL, 1000000, source("docs/reference.md"), out), CHM_E_CONFIG, "Vocabulary size too high");
     refused(learn("wordpiece", 500, source("docs/reference.md"), out), CHM_E_CONFIG, "there are bpe and unigram");
     refused(learn(NULL, 500, "nowhere.txt", out), CHM_E_DATA, "nowhere.txt: cannot open");

@@ -110,6 +110,8 @@ static void print_row(const chm_table *t, const char *const *cells, const int *w
 
 int chm_table_print(const chm_table *t, chm_output format, FILE *out) {
     if (t->failed) return chm_fail(CHM_E_MEMORY, "out of memory making a table");
+    /* names may be anything: what a terminal would obey, or is not UTF-8, is shown as '?' */
+    for (size_t i = 0; i < t->count; i++) chm_printable(t->cells[i], format == CHM_OUTPUT_CSV);
     int widths[CHM_TABLE_COLUMNS] = {0};
     size_t rows = t->columns ? t->count / (size_t)t->columns : 0;
     for (int i = 0; i < t->columns; i++) {

@@ -181,27 +181,39 @@ static int print_options(const struct chm_plugin *p, FILE *out, chm_output forma
     return status;
 }
 
+/* A line of its own, whatever a plugin's texts and path have in them. */
+static void put_line(FILE *out, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void put_line(FILE *out, const char *format, ...) {
+    char text[8192];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    chm_printable(text, false);
+    fprintf(out, "%s\n", text);
+}
+
 static int print_plugin(const chm_registry *r, const struct chm_plugin *p, FILE *out, chm_output format) {
     char cpu[256];
     const char *start = format == CHM_OUTPUT_MD ? "- " : "  ";
     chm_cpu_names(p->cpu, cpu, sizeof cpu);
     if (format == CHM_OUTPUT_CSV) return print_options(p, out, format);
-    fprintf(out, "%s%s %s: %s\n", format == CHM_OUTPUT_MD ? "## " : "", chm_kind_name((enum chm_kind)p->kind), p->name,
-            p->summary);
+    put_line(out, "%s%s %s: %s", format == CHM_OUTPUT_MD ? "## " : "", chm_kind_name((enum chm_kind)p->kind), p->name,
+             p->summary);
     if (format == CHM_OUTPUT_MD) fputc('\n', out);
-    fprintf(out, "%sversion %s, %s\n", start, p->version, p->licence);
-    if (p->aliases && *p->aliases) fprintf(out, "%salso called %s\n", start, p->aliases);
-    if (p->section) fprintf(out, "%soptions in card section '%s'\n", start, p->section);
-    if (*cpu) fprintf(out, "%sneeds %s\n", start, cpu);
+    put_line(out, "%sversion %s, %s", start, p->version, p->licence);
+    if (p->aliases && *p->aliases) put_line(out, "%salso called %s", start, p->aliases);
+    if (p->section) put_line(out, "%soptions in card section '%s'", start, p->section);
+    if (*cpu) put_line(out, "%sneeds %s", start, cpu);
     if (p->kind == CHM_KIND_BACKEND) {
         const struct chm_backend_ops *ops = p->ops;
-        fprintf(out, "%srank %d\n", start, (int)ops->rank);
+        put_line(out, "%srank %d", start, (int)ops->rank);
         for (uint32_t i = 0; i < level_count(ops); i++) {
             chm_cpu_names(ops->levels[i]->cpu, cpu, sizeof cpu);
-            fprintf(out, "%swith %s also %s\n", start, cpu, ops->levels[i]->name);
+            put_line(out, "%swith %s also %s", start, cpu, ops->levels[i]->name);
         }
     }
-    fprintf(out, "%s%s\n", start, chm_registry_path(r, p));
+    put_line(out, "%s%s", start, chm_registry_path(r, p));
     if (!p->option_count) {
         fprintf(out, "%sno options\n", start);
         return CHM_OK;
@@ -433,7 +445,7 @@ int chm_report_doctor(const chm_registry *r, const char *force, bool require, co
             fprintf(out, "%s%s %s is not there: building it takes %s\n", md ? "\n" : "", chm_kind_name(o->kind),
                     o->name, o->needs);
     fprintf(out, "%sCards%s", section, after);
-    fprintf(out, "%s: %s\n", cards.directory, cards.names.text ? cards.names.text : "none");
+    put_line(out, "%s: %s", cards.directory, cards.names.text ? cards.names.text : "none");
     fprintf(out, "%sKernels%s", section, after);
     if (problem) {
         fprintf(out, "%s\n", problem);

@@ -237,6 +237,9 @@ std::string sentence_of(const sentencepiece::util::Status &status) {
     std::string text = status.error_message();
     const size_t source = text.find("] ");
     if (source != std::string::npos && text.find(".cc(") < source) text.erase(0, source + 2);
+    /* what it goes on to advise are options of its own commands */
+    const size_t advice = text.find(" Increase vocab_size or");
+    if (advice != std::string::npos) text.erase(advice);
     if (text.size() > 300) text.resize(300);
     for (char &c : text)
         if ((unsigned char)c < 0x20 || (unsigned char)c >= 0x7f) c = '?';
