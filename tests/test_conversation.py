@@ -52,6 +52,7 @@ class Terminal:
         self.at = 0  # up to here the output was looked at
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
             for name in ("NO_COLOR", "TERM"):
                 os.environ.pop(name, None)
             os.environ.update(environment)
