@@ -11,6 +11,13 @@
 #include "hybrid_card.h"
 #include "layer_help.h"
 
+/* Sanitizers are after threads and memory and not after numbers: every eighth parameter will do. */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { EVERY = 8 };
+#else
+enum { EVERY = 1 };
+#endif
+
 static chm_runtime *runtime;
 
 static int set_up(void **state) {
@@ -220,13 +227,14 @@ static void every_parameter_has_its_slope(void **state) {
                 assert_null(p->grad);
                 continue;
             }
+            if (i % EVERY) continue;
             const double error = check(&s, (uint32_t)i, p);
             checked++;
             if (error <= worst) continue;
             worst = error;
             where = p->name;
         }
-        assert_int_equal(s.flat, cases[k].flat);
+        assert_true(EVERY > 1 || s.flat == cases[k].flat);
         print_message("%s: %d parameters, %d passes, worst %.1e (%s)\n", cases[k].name, checked, s.passes, worst,
                       where);
         chm_context_destroy(s.c);

@@ -6,8 +6,8 @@
 #include "layer_help.h"
 #include "model/stream.h"
 
-/* ThreadSanitizer, which is after the threads and not after the shapes, sees a part of them. */
-#ifdef __SANITIZE_THREAD__
+/* Sanitizers, which are after threads and memory and not after the shapes, see a part of them. */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 enum { LAYER_TREES = 4, MODEL_TREES = 30, ALL_TREES = 332 };
 #else
 enum { LAYER_TREES = 132, MODEL_TREES = 512, ALL_TREES = 10000 };
