@@ -15,6 +15,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static const struct mixer {
     const char *name, *plugin, *set; /* set: of the card, or NULL. %lld: the rows */
@@ -47,14 +48,21 @@ static struct {
 } want = {.rows = 4096, .heads = 8, .head_dim = 64, .repeats = 5};
 
 struct result {
-    double *forward, *backward, *both; /* [repeats], seconds */
+    double *forward, *backward, *both, *cpu; /* [repeats], seconds; cpu: of forward and backward, all threads */
     int64_t parameters;
 };
+enum { TIMES = 4 };
 static struct result results[MIXERS][QUANTISATIONS][FORMS];
 
-/* One pass of the rows, timed. */
+static double cpu_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* One pass of the rows, timed, as turn `repeat`. */
 static int pass(const chm_layer_alone *l, chm_context *c, chm_stream_state *stream, int form, const float *x,
-                const float *dy, double *forward, double *backward) {
+                const float *dy, const struct result *into, int64_t repeat) {
     int32_t *parent = chm_alloc((size_t)want.rows * sizeof *parent);
     int64_t *position = chm_alloc((size_t)want.rows * sizeof *position);
     int status = parent && position ? CHM_OK : CHM_E_MEMORY;
@@ -64,7 +72,7 @@ static int pass(const chm_layer_alone *l, chm_context *c, chm_stream_state *stre
     }
     const int64_t width = l->model->config->width;
     const chm_rows rows = {want.rows, parent, position};
-    const double start = chm_now();
+    const double start = chm_now(), cpu = cpu_now();
     double middle = start;
     chm_tensor *y = NULL;
     if (!status)
@@ -81,8 +89,10 @@ static int pass(const chm_layer_alone *l, chm_context *c, chm_stream_state *stre
         if (grad) memcpy(grad, dy, (size_t)(want.rows * width) * sizeof *grad);
         status = chm_backward(c);
     }
-    *forward = middle - start;
-    *backward = chm_now() - middle;
+    into->forward[repeat] = middle - start;
+    into->backward[repeat] = chm_now() - middle;
+    into->both[repeat] = into->forward[repeat] + into->backward[repeat];
+    into->cpu[repeat] = cpu_now() - cpu;
     chm_free(parent);
     chm_free(position);
     return status;
@@ -128,10 +138,8 @@ static int turn(chm_runtime *r, int m, int q, int64_t repeat) {
     for (int form = 0; form < FORMS && !status; form++) {
         if (!want.form[form]) continue;
         struct result *into = &results[m][q][form];
-        double *forward = &into->forward[repeat], *backward = &into->backward[repeat];
-        status = pass(&l, c, &stream, form, x, dy, forward, backward); /* warms up */
-        if (!status) status = pass(&l, c, &stream, form, x, dy, forward, backward);
-        into->both[repeat] = *forward + *backward;
+        status = pass(&l, c, &stream, form, x, dy, into, repeat); /* warms up */
+        if (!status) status = pass(&l, c, &stream, form, x, dy, into, repeat);
         into->parameters = 0;
         for (int i = 0; i < l.params; i++) into->parameters += l.param[i]->count;
     }
@@ -162,9 +170,11 @@ static void print_json(int threads) {
                 struct result *one = &results[m][q][f];
                 if (!want.mixer[m] || !want.quantisation[q] || !want.form[f]) continue;
                 printf("%s\n  {\"mixer\": \"%s\", \"quantization\": \"%s\", \"form\": \"%s\", \"parameters\": %lld, "
-                       "\"forward_seconds\": %.6f, \"backward_seconds\": %.6f, \"rows_per_second\": %.1f}",
+                       "\"forward_seconds\": %.6f, \"backward_seconds\": %.6f, \"cpu_seconds\": %.6f, "
+                       "\"rows_per_second\": %.1f}",
                        comma, mixers[m].name, quantisation_name[q], form_name[f], (long long)one->parameters,
-                       median(one->forward), median(one->backward), (double)want.rows / median(one->both));
+                       median(one->forward), median(one->backward), median(one->cpu),
+                       (double)want.rows / median(one->both));
                 comma = ",";
             }
     printf("]}\n");
@@ -173,8 +183,8 @@ static void print_json(int threads) {
 static int print_table(void) {
     chm_table t;
     chm_table_init(&t);
-    static const char *const heads[] = {"mixer",       "quantization", "form",   "#parameters",
-                                        "#forward ms", "#backward ms", "#rows/s"};
+    static const char *const heads[] = {"mixer",       "quantization", "form",    "#parameters",
+                                        "#forward ms", "#backward ms", "#CPU ms", "#rows/s"};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(heads); i++) chm_table_column(&t, heads[i]);
     for (int m = 0; m < MIXERS; m++)
         for (int q = 0; q < QUANTISATIONS; q++)
@@ -187,6 +197,7 @@ static int print_table(void) {
                 chm_table_cell(&t, "%lld", (long long)one->parameters);
                 chm_table_cell(&t, "%.1f", median(one->forward) * 1e3);
                 chm_table_cell(&t, "%.1f", median(one->backward) * 1e3);
+                chm_table_cell(&t, "%.1f", median(one->cpu) * 1e3);
                 chm_table_cell(&t, "%.0f", (double)want.rows / median(one->both));
             }
     const int status = chm_table_print(&t, want.format, stdout);
@@ -317,13 +328,14 @@ int main(int argc, char **argv) {
     chm_runtime *r = NULL;
     const chm_runtime_options options = {.size = sizeof options, .threads = (int32_t)want.threads};
     int status = chm_runtime_create(&options, &r);
-    double *times = chm_alloc((size_t)(MIXERS * QUANTISATIONS * FORMS * 3 * want.repeats) * sizeof *times);
+    double *times = chm_alloc((size_t)(MIXERS * QUANTISATIONS * FORMS * TIMES * want.repeats) * sizeof *times);
     if (!times) status = CHM_E_MEMORY;
     double *at = times;
     for (int m = 0; m < MIXERS && !status; m++)
         for (int q = 0; q < QUANTISATIONS; q++)
-            for (int f = 0; f < FORMS; f++, at += 3 * want.repeats)
-                results[m][q][f] = (struct result){at, at + want.repeats, at + 2 * want.repeats, 0};
+            for (int f = 0; f < FORMS; f++, at += TIMES * want.repeats)
+                results[m][q][f] =
+                    (struct result){at, at + want.repeats, at + 2 * want.repeats, at + 3 * want.repeats, 0};
     for (int64_t repeat = 0; repeat < want.repeats && !status; repeat++)
         for (int m = 0; m < MIXERS && !status; m++)
             for (int q = 0; q < QUANTISATIONS && !status; q++)

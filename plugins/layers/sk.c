@@ -138,9 +138,16 @@ static void relax_backward(const void *self, int64_t rows, const int64_t *width,
         float *dz = din[0] + r * width[0];
         const int used = (int)out[n + OUT_MOSAIC];
         const uint8_t *m = (const uint8_t *)(in[1] + r * width[1]) + (used < 0 ? 0 : used) * (n / 8);
-        for (int64_t i = 0; i < n; i++) {
-            const float h = used < 0 ? rule->own * z[i] : sketch_field(rule, z[i], sketch_bit(m, i));
-            if (fabsf(h) <= 1) dz[i] += dout[i];
+        const float pull = used < 0 ? 0 : 0.5f * rule->memory;
+        const float pulls[8] = {pull, pull, pull, pull, pull, pull, pull, pull};
+        for (int64_t i = 0; i < n; i += 8) {
+            float h[8];
+            uint32_t passes[8]; /* dout or 0, chosen without a branch: which it will be nobody can foresee */
+            sketch_times(pulls, m[i / 8], h);
+            memcpy(passes, dout + i, sizeof passes);
+            for (int j = 0; j < 8; j++) passes[j] &= -(uint32_t)(fabsf(rule->own * z[i + j] + h[j]) <= 1);
+            memcpy(h, passes, sizeof h);
+            for (int j = 0; j < 8; j++) dz[i + j] += h[j];
         }
     }
 }

@@ -93,11 +93,6 @@ struct sketch_rule {
     double exit;                 /* a round that lowers the energy by less is the last */
 };
 
-/* h_i: flipping bit i costs 2/n b_i h_i while the same mosaic is the nearest */
-static inline float sketch_field(const struct sketch_rule *r, float z, bool mosaic) {
-    return r->own * z + (mosaic ? 0.5f * r->memory : -0.5f * r->memory);
-}
-
 static inline uint32_t sketch_magnitude(float x) {
     uint32_t raw;
     memcpy(&raw, &x, sizeof raw);
@@ -137,9 +132,9 @@ static inline int sketch_nearest(const uint8_t *b, const uint8_t *mosaics, int64
 
 /*
  * b, the signs of z, is relaxed in place: in each round h = own z + memory/2 m, m the nearest mosaic, and at most
- * `flips` bits with the smallest b_i h_i change, of those where it is negative, by index where it is equal. The energy
- * is a minimum over mosaics, so it falls at least by what the flips save under this one: it never rises. product:
- * `bits` floats of scratch. Returns the mosaic of the last round, -1 when there was none.
+ * `flips` bits with the smallest b_i h_i change (flipping one costs 2/n b_i h_i), of those where it is negative, by
+ * index where it is equal. The energy is a minimum over mosaics, so it falls at least by what the flips save under this
+ * one: it never rises. product: `bits` floats of scratch. Returns the mosaic of the last round, -1 when there was none.
  */
 static inline int sketch_relax(const struct sketch_rule *r, const float *z, const uint8_t *mosaics, uint8_t *b,
                                float *product) {

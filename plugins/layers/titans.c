@@ -400,20 +400,11 @@ static void ask_room(struct ask *a, struct room *r, int64_t rows, int64_t d) {
     for (int i = 0; i < 2; i++) a->dots[i] = take(r, rows * rows);
 }
 
-static void work_room(struct work *w, struct room *r, const chm_head *h) {
-    const struct titans *t = w->t = h->layer;
-    const int64_t d = w->d = t->dim, rows = t->chunk;
-    const int64_t longest = 2 * (d > rows ? d : rows);
+/* What run_segment() leaves of a segment. */
+static void segment_room(struct work *w, struct room *r) {
+    const int64_t d = w->d, rows = w->t->chunk;
     float **const full[] = {&w->k_in, &w->v_in, &w->hz, &w->hidden, &w->h, &w->key_raw, &w->kappa_raw, &w->z, &w->back};
-    w->k = h->kernels;
-    w->maps = h->param[PARAM_MAPS];
-    w->w1 = h->param[PARAM_W1];
-    w->w2 = h->param[PARAM_W2];
     take_weights(r, &w->weights, rows);
-    w->a1 = take(r, d * d);
-    w->a2 = take(r, d * d);
-    w->left = take(r, (2 * rows + d) * (2 * rows + d));
-    w->right = take(r, (2 * rows + d) * (2 * rows + d));
     for (size_t i = 0; i < sizeof full / sizeof *full; i++) *full[i] = take(r, rows * d);
     w->key_rnorm = take(r, rows);
     w->kappa_rnorm = take(r, rows);
@@ -424,11 +415,26 @@ static void work_room(struct work *w, struct room *r, const chm_head *h) {
     w->gamma = take(r, rows * rows);
     w->theta = take(r, rows * rows);
     w->g = take_doubles(r, rows);
-    w->parts = (t->core == CORE_DECAY) + (t->retrieve != RETRIEVE_NONE);
     ask_room(&w->ask, r, rows, d);
+}
+
+static void work_room(struct work *w, struct room *r, const chm_head *h) {
+    const struct titans *t = w->t = h->layer;
+    const int64_t d = w->d = t->dim, rows = t->chunk;
+    const int64_t longest = 2 * (d > rows ? d : rows);
+    w->k = h->kernels;
+    w->maps = h->param[PARAM_MAPS];
+    w->w1 = h->param[PARAM_W1];
+    w->w2 = h->param[PARAM_W2];
+    w->a1 = take(r, d * d);
+    w->a2 = take(r, d * d);
+    w->left = take(r, (2 * rows + d) * (2 * rows + d));
+    w->right = take(r, (2 * rows + d) * (2 * rows + d));
+    w->parts = (t->core == CORE_DECAY) + (t->retrieve != RETRIEVE_NONE);
     ask_room(&w->again, r, rows, d);
     w->scaled = take(r, rows * longest);
     for (int i = 0; i < 4; i++) w->temporary[i] = take(r, rows * longest);
+    segment_room(w, r);
 }
 
 /* C[m][n] = A[m][k] B[k][n], C + A B or C - A B (add 0, 1, -1); everything here is dense */
@@ -759,8 +765,13 @@ static float *back_row(const struct work *w, const struct back *b, int part, int
 }
 
 static double dot(const float *a, const float *b, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    enum { LANES = 8 }; /* sums that do not wait for one another */
+    double lane[LANES] = {0}, sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) lane[j] += (double)a[i + j] * (double)b[i + j];
+    for (; i < n; i++) sum += (double)a[i] * (double)b[i];
+    for (int j = 0; j < LANES; j++) sum += lane[j];
     return sum;
 }
 
@@ -1043,13 +1054,13 @@ static void segment_backward(struct work *w, const struct segment *s, struct bac
                              const float *const *in, const chm_chunk_grad *grad) {
     const struct titans *t = w->t;
     const int64_t d = w->d, rows = s->rows, n = rows * d;
-    run_segment(w, s, h, in, true);
     clear_weights(s, b);
     if (folded) fold_backward(w, s, b);
     if (!rows) {
         weights_backward(w, s, b);
         return;
     }
+    add_weights(w, s->fast);
     memset(b->a1, 0, (size_t)(d * d) * sizeof(float));
     memset(b->a2, 0, (size_t)(d * d) * sizeof(float));
     memset(b->dk, 0, (size_t)n * sizeof(float));
@@ -1094,13 +1105,16 @@ static void segment_backward(struct work *w, const struct segment *s, struct bac
         grad->din[IN_LOG_GAMMA][(s->first + r) * h->in_stride[IN_LOG_GAMMA]] += (float)(sum += b->g[r]);
 }
 
-/* The segments of a chunk, each with copies of the states before it, its log filled. */
+/* The segments of a chunk, each with copies of the states before it, its log filled, and what it computed. Works share
+ * what no segment leaves to another. */
 struct segments {
     struct segment of[MOST_SEGMENTS + 2];
+    struct work work[MOST_SEGMENTS + 2];
     int64_t count;
 };
 
-static void segments_room(struct segments *all, struct room *r, const struct titans *t) {
+static void segments_room(struct segments *all, struct room *r, const struct work *shared) {
+    const struct titans *t = shared->t;
     for (int64_t i = 0; i < titans_chunk_rows(t) / t->chunk + 1; i++) {
         void *state[STATES];
         copied_states(t, r, NULL, state);
@@ -1108,30 +1122,34 @@ static void segments_room(struct segments *all, struct room *r, const struct tit
         all->of[i].core = state[STATE_CORE];
         all->of[i].log = state[STATE_LOG];
         all->of[i].gates = state[STATE_GATES];
+        all->work[i] = *shared;
+        if (i) segment_room(&all->work[i], r);
     }
 }
 
-static void find_segments(struct work *w, struct segments *all, const chm_head *h, void *const *state,
-                          const float *const *in) {
-    const int64_t chunk = w->t->chunk;
+/* `answer` as run_segment() takes it */
+static void find_segments(struct segments *all, const chm_head *h, void *const *state, const float *const *in,
+                          bool answer) {
+    const struct titans *t = h->layer;
+    const int64_t chunk = t->chunk;
     const float *from[STATES];
     for (int i = 0; i < STATES; i++) from[i] = state[i];
     all->count = 0;
     for (int64_t first = 0; first < h->rows; all->count++) {
         struct segment *s = &all->of[all->count];
         float *const to[STATES] = {s->fast, s->core, s->log, s->gates};
-        for (int i = 0; i < STATES; i++) memcpy(to[i], from[i], (size_t)state_floats(w->t, i) * sizeof(float));
+        for (int i = 0; i < STATES; i++) memcpy(to[i], from[i], (size_t)state_floats(t, i) * sizeof(float));
         s->first = first;
         s->position = h->position + first;
         if (all->count) { /* the one before was whole */
-            const struct segment *last = s - 1;
-            advance_core(w, last, s->core);
-            fold(w->t, w->k, &w->weights, s->fast, s->log, s->gates, w->scaled, false);
+            struct work *last = &all->work[all->count - 1];
+            advance_core(last, s - 1, s->core);
+            fold(t, h->kernels, &last->weights, s->fast, s->log, s->gates, last->scaled, false);
         }
         s->before = all->count ? 0 : rows_before(s->position, chunk);
         s->rows = h->rows - first < chunk - s->before ? h->rows - first : chunk - s->before;
         first += s->rows;
-        if (first < h->rows) run_segment(w, s, h, in, false); /* what the next one starts from */
+        run_segment(&all->work[all->count], s, h, in, answer);
         for (int i = 0; i < STATES; i++) from[i] = to[i];
     }
 }
@@ -1139,7 +1157,7 @@ static void find_segments(struct work *w, struct segments *all, const chm_head *
 static void backward_room(struct work *w, struct back *b, struct segments *all, struct room *r, const chm_head *h) {
     work_room(w, r, h);
     back_room(b, r, w->t);
-    segments_room(all, r, w->t);
+    segments_room(all, r, w);
 }
 
 static size_t titans_scratch(const chm_head *h) {
@@ -1177,16 +1195,15 @@ static void titans_read_backward(const chm_head *h, void *const *state, const fl
     b.fast = unused[STATE_FAST];
     b.core = unused[STATE_CORE];
     sinks(&b, w.d);
-    find_segments(&w, &all, h, state, in);
+    find_segments(&all, h, state, in, false);
     for (int64_t i = 0; i < all.count; i++) {
         const struct segment *s = &all.of[i];
         if (!s->rows) continue;
-        run_segment(&w, s, h, in, false);
         clear_weights(s, &b);
         memset(b.log, 0, (size_t)(LOG_PARTS * w.t->chunk * w.d) * sizeof(float));
         memset(b.gates, 0, (size_t)(GATES * w.t->chunk) * sizeof(float));
-        advance_backward(&w, s, &b);
-        again_backward(&w, s, &b, h, question, dout, dquestion);
+        advance_backward(&all.work[i], s, &b);
+        again_backward(&all.work[i], s, &b, h, question, dout, dquestion);
     }
 }
 
@@ -1205,7 +1222,7 @@ static void titans_chunk_backward(const chm_head *h, void *const *state, const f
     if (grad->dparam[PARAM_W2]) b.w2 = grad->dparam[PARAM_W2];
     b.fast = grad->dstate[STATE_FAST];
     b.core = grad->dstate[STATE_CORE];
-    find_segments(&w, &all, h, state, in);
+    find_segments(&all, h, state, in, true);
     for (int64_t i = all.count - 1; i >= 0; i--) {
         const struct segment *s = &all.of[i];
         const bool last = i == all.count - 1;
@@ -1223,7 +1240,7 @@ static void titans_chunk_backward(const chm_head *h, void *const *state, const f
             memcpy(b.gates + gate * chunk, rows, (size_t)total * sizeof(float));
             memset(rows, 0, (size_t)(i ? chunk : total) * sizeof(float));
         }
-        segment_backward(&w, s, &b, !last, h, in, grad);
+        segment_backward(&all.work[i], s, &b, !last, h, in, grad);
         if (i) continue;
         for (int part = 0; part < LOG_PARTS; part++)
             memcpy(dlog + part * chunk * d, b.log + part * chunk * d, (size_t)(s->before * d) * sizeof(float));
