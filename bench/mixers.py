@@ -3,10 +3,15 @@
 
     bench/mixers.py [options]        --help lists them
 
-In turns: bench/mixers of a build (its chunk form), then the public layer in f32, then in bf16; every turn all of that for
-one mixer, so that what else the machine does meets all alike. The better type counts; the ratio is the
-median of the turns' ratios. Both sides make every gradient, of the input and of all parameters, and no optimiser runs.
-Same width, heads, width of a head and rows. What the public layer lacks or has beside ours is in the column `compared`.
+In turns: bench/mixers of a build, then each public layer in f32 and in bf16; every turn all of that for one mixer, so that
+what else the machine does meets all alike. The better type counts (one that is half as slow again in the first turn sits the
+others out). `ratio` is the median of the turns' ratios of rows a second, our chunk form to the public code. `of CPU` is that
+of CPU seconds, all threads together. Other programs on the same CPUs slow PyTorch down more than us, its threads wait for
+one another: two of them made the ratio of `gd` twice as good for us. So look at the load first, or set
+OMP_WAIT_POLICY=passive, with which the CPU seconds stay what they are.
+
+Both sides make every gradient, of the input and of all parameters, and no optimiser runs. Width, heads, width of a head and
+rows are the same; what the public layer lacks or has beside ours is in the column `compared`.
 
 PyTorch is needed, and for each mixer the package that has it:
 
@@ -146,14 +151,15 @@ class Peer:
         self.forward, self.module = forward, module
         self.x = torch.randn(1, a.rows, a.heads * a.head_dim, dtype=getattr(torch, dtype), requires_grad=True)
         self.dy = torch.randn_like(self.x)
-        self.seconds = []
+        self.seconds, self.cpu = [], []
 
     def run(self):
         self.module.zero_grad()
         self.x.grad = None
-        begin = time.monotonic()
+        begin, cpu = time.monotonic(), time.process_time()
         self.forward(self.x).backward(self.dy)
-        return time.monotonic() - begin
+        self.seconds.append(time.monotonic() - begin)
+        self.cpu.append(time.process_time() - cpu)
 
 
 def open_peers(a):
@@ -165,6 +171,7 @@ def open_peers(a):
                 try:
                     peer = Peer(label, compared, build, a, dtype)
                     peer.run()  # warms up
+                    peer.seconds, peer.cpu = [], []
                     peers[mixer].append(peer)
                 except Exception as error:  # a package that is missing, or cannot do this here
                     print(f"mixers.py: {label}, {dtype}: {type(error).__name__}: {error}".splitlines()[0],
@@ -176,7 +183,8 @@ def open_peers(a):
 
 def ours(a, mixer):
     command = [a.program, "--mixers", mixer, "--rows", str(a.rows), "--heads", str(a.heads), "--head-dim",
-               str(a.head_dim), "--threads", str(a.threads), "--forms", ",".join(a.forms), "--repeats", "1", "-o", "json"]
+               str(a.head_dim), "--threads", str(a.threads), "--forms", ",".join(a.forms),
+               "--repeats", "1", "-o", "json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(done.returncode)
@@ -190,7 +198,10 @@ def turns(a, peers):
             print(f"turn {turn + 1} of {a.repeats}: {mixer}", file=sys.stderr)
             here[mixer].append(ours(a, mixer))
             for peer in peers[mixer]:
-                peer.seconds.append(peer.run())
+                peer.run()
+            for label in {peer.label for peer in peers[mixer]} if turn == 0 else ():
+                best = min(peer.seconds[0] for peer in peers[mixer] if peer.label == label)
+                peers[mixer] = [p for p in peers[mixer] if p.label != label or p.seconds[0] <= 1.5 * best]
     return here
 
 
@@ -217,7 +228,9 @@ def summary(a, here, peers):
                 theirs = [a.rows / s for s in peer.seconds]
                 rows.append(one | {"public": statistics.median(theirs), "type": peer.dtype, "code": peer.label,
                                    "compared": peer.compared,
-                                   "ratio": statistics.median(c / t for c, t in zip(chunk, theirs))})
+                                   "ratio": statistics.median(c / t for c, t in zip(chunk, theirs)),
+                                   "cpu_ratio": statistics.median(
+                                       t / o[kind, "chunk"]["cpu_seconds"] for o, t in zip(here[mixer], peer.cpu))})
             if not best:
                 rows.append(one)
     return rows
@@ -226,8 +239,8 @@ def summary(a, here, peers):
 COLUMNS = (("mixer", "mixer", "{}"), ("quantization", "quantization", "{}"), ("chunk", "chunk", "{:.0f}"),
            ("step", "step", "{:.0f}"), ("chunk_over_step", "chunk/step", "{:.2f}"),
            ("forward_chunk_over_step", "forward alone", "{:.2f}"), ("public", "public", "{:.0f}"),
-           ("ratio", "ratio", "{:.2f}"), ("type", "type", "{}"), ("code", "public code", "{}"),
-           ("compared", "compared", "{}"))
+           ("ratio", "ratio", "{:.1f}"), ("cpu_ratio", "of CPU", "{:.1f}"), ("type", "type", "{}"),
+           ("code", "public code", "{}"), ("compared", "compared", "{}"))
 
 
 def show(rows, form):
