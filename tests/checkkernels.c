@@ -262,18 +262,23 @@ static struct chm_activation make_activation(struct run *run, int64_t rows, int6
     return a;
 }
 
-/* random trits; `worst`: all +1, for the sums that come closest to the end of int16 */
-static struct chm_ternary make_ternary(struct run *run, int64_t out, int64_t in, int64_t group, bool worst) {
-    const int64_t tiles = chm_ternary_tiles(out), supers = chm_ternary_superblocks(in);
-    const int64_t stride = chm_ternary_scale_stride(in, group);
-    uint8_t *codes = take(run, tiles * supers * 1024, 0), *scales = take(run, tiles * stride, 0);
-    memset(codes, 0x55, (size_t)(tiles * supers * 1024));
-    for (int64_t o = 0; o < out; o++)
-        for (int64_t i = 0; i < in; i++) {
-            const int code = worst ? 2 : (int)(random_bits() % 3);
-            uint8_t *byte = codes + (o / 16 * supers + i / 256) * 1024 + 64 * (i % 64 / 4) + 4 * (o % 16) + i % 4;
-            const int shift = 2 * (int)(i % 256 / 64);
-            *byte = (uint8_t)((*byte & ~(3 << shift)) | code << shift);
+/* random codes; `worst`: all +1 (of sherry three in four), for the sums that come closest to the end of int16 */
+static struct chm_ternary make_ternary(struct run *run, int32_t encoding, int64_t out, int64_t in, int64_t group,
+                                       bool worst) {
+    const int64_t tiles = chm_ternary_tiles(out), bytes = chm_ternary_code_stride(encoding, in);
+    const int64_t stride = chm_ternary_scale_stride(in, group), blocks = (in + 63) / 64;
+    uint8_t *codes = take(run, tiles * bytes, 0), *scales = take(run, tiles * stride, 0);
+    for (int64_t t = 0; t < tiles; t++)
+        for (int64_t i = 0; i < bytes; i++) {
+            const int64_t end = encoding == CHM_ENCODING_T5 ? blocks / 5 * 1024 : 0; /* where five share a byte */
+            int byte = 0;
+            if (encoding == CHM_ENCODING_SHERRY)
+                byte = worst ? (i % 320 < 256 ? 0x33 : 0) : (int)(random_bits() & 255);
+            else if (i < end)
+                byte = worst ? 248 : (int)(84 * (random_bits() % 3) + random_bits() % 81);
+            else
+                for (int f = 0; f < 4; f++) byte |= (worst ? 2 : (int)(random_bits() % 3)) << 2 * f;
+            codes[t * bytes + i] = (uint8_t)byte;
         }
     for (int64_t t = 0; t < tiles; t++) {
         float row_scale[16];
@@ -281,7 +286,7 @@ static struct chm_ternary make_ternary(struct run *run, int64_t out, int64_t in,
         memcpy(scales + t * stride, row_scale, sizeof row_scale);
         for (int64_t i = 64; i < stride; i++) scales[t * stride + i] = (uint8_t)(1 + random_bits() % 255);
     }
-    const struct chm_ternary w = {codes, scales, out, in, group};
+    const struct chm_ternary w = {codes, scales, out, in, group, encoding, 0};
     return w;
 }
 
@@ -322,17 +327,27 @@ CHECK(quantise) {
     release(run);
 }
 
-static void check_ternary(struct run *run, const struct chm_kernels *scalar, const struct chm_kernels *k, int64_t out,
-                          int64_t in, int64_t rows, int64_t group, enum fill kind) {
-    const struct chm_ternary w = make_ternary(run, out, in, group, kind == ALL_EQUAL);
+typedef void (*ternary_kernel)(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                               const struct chm_activation *x, float *y, int64_t ldy);
+
+static ternary_kernel ternary_of(const struct chm_kernels *k, int32_t encoding) {
+    return encoding == CHM_ENCODING_T5       ? k->t5_matmul
+           : encoding == CHM_ENCODING_SHERRY ? k->sherry_matmul
+                                             : k->t2_matmul;
+}
+
+static void check_ternary(struct run *run, int32_t encoding, const struct chm_kernels *scalar,
+                          const struct chm_kernels *k, int64_t out, int64_t in, int64_t rows, int64_t group,
+                          enum fill kind) {
+    const struct chm_ternary w = make_ternary(run, encoding, out, in, group, kind == ALL_EQUAL);
     const struct chm_activation x = make_activation(run, rows, in, kind);
     const int64_t ldy = out + 3, tiles = chm_ternary_tiles(out);
     float *y = take_floats(run, rows * ldy), *want = take_floats(run, rows * ldy);
     const int64_t tile0 = tiles > 2 ? 1 : 0; /* a range that begins in the middle */
-    k->ternary_matmul(&w, tile0, tiles, &x, y, ldy);
+    ternary_of(k, encoding)(&w, tile0, tiles, &x, y, ldy);
     gaps_intact(run, y, rows, ldy, 16 * tile0, out);
     if (k != scalar) {
-        scalar->ternary_matmul(&w, tile0, tiles, &x, want, ldy);
+        ternary_of(scalar, encoding)(&w, tile0, tiles, &x, want, ldy);
         same_floats(run, y, want, rows * ldy, "out %lld, in %lld, rows %lld, group %lld, %s", (long long)out,
                     (long long)in, (long long)rows, (long long)group, fill_name[kind]);
     }
@@ -348,18 +363,28 @@ static void check_ternary(struct run *run, const struct chm_kernels *scalar, con
     release(run);
 }
 
-CHECK(ternary_matmul) {
+static void check_encoding(struct run *run, int32_t encoding, const struct chm_kernels *scalar,
+                           const struct chm_kernels *k) {
     for (int a = 0; a < COUNT(in_widths); a++)
         for (int b = 0; b < COUNT(outs); b++)
             for (int c = 0; c < COUNT(row_counts); c++)
-                check_ternary(run, scalar, k, outs[b], in_widths[a], row_counts[c], (a + b + c) % 3 ? 128 : 64, NORMAL);
+                check_ternary(run, encoding, scalar, k, outs[b], in_widths[a], row_counts[c],
+                              (a + b + c) % 3 ? 128 : 64, NORMAL);
+    for (int64_t blocks = 1; blocks <= 11; blocks++) /* every number of blocks left over, once and after others */
+        for (int64_t rows = 1; rows <= 9; rows++)
+            check_ternary(run, encoding, scalar, k, 19, 64 * blocks - (rows % 2 ? 0 : 3), rows, 128, NORMAL);
     for (int kind = 0; kind < FILLS; kind++) {
-        check_ternary(run, scalar, k, 33, 320, 1, 128, (enum fill)kind);
-        check_ternary(run, scalar, k, 33, 320, 2, 64, (enum fill)kind);
-        check_ternary(run, scalar, k, 33, 576, 6, 256, (enum fill)kind);
+        check_ternary(run, encoding, scalar, k, 33, 320, 1, 128, (enum fill)kind);
+        check_ternary(run, encoding, scalar, k, 33, 320, 2, 64, (enum fill)kind);
+        check_ternary(run, encoding, scalar, k, 33, 576, 6, 256, (enum fill)kind);
     }
-    check_ternary(run, scalar, k, 200, 300, 131, 128, NORMAL); /* more rows and tiles than any blocking holds */
+    check_ternary(run, encoding, scalar, k, 200, 300, 131, 128, NORMAL); /* more than any blocking holds */
+    check_ternary(run, encoding, scalar, k, 33, 17000, 3, 128, NORMAL);
 }
+
+CHECK(t2_matmul) { check_encoding(run, CHM_ENCODING_T2, scalar, k); }
+CHECK(t5_matmul) { check_encoding(run, CHM_ENCODING_T5, scalar, k); }
+CHECK(sherry_matmul) { check_encoding(run, CHM_ENCODING_SHERRY, scalar, k); }
 
 static void check_int8(struct run *run, const struct chm_kernels *scalar, const struct chm_kernels *k, int64_t out,
                        int64_t in, int64_t rows, enum fill kind) {
@@ -935,24 +960,26 @@ CHECK(ternarise) {
     static const int64_t many_outs[] = {1, 15, 16, 17, 40};
     for (int a = 0; a < COUNT(in_widths); a++)
         for (int b = 0; b < COUNT(many_outs); b++)
-            for (int kind = 0; kind < FILLS; kind++) {
+            for (int form = 0; form < 2 * FILLS; form++) {
+                const int kind = form % FILLS;
+                const bool sparse = form >= FILLS;
                 const int64_t in = in_widths[a], out = many_outs[b], group = (a + b) % 2 ? 128 : 64;
                 if (kind != NORMAL && in * out > 10000) continue;
-                const int64_t tiles = chm_ternary_tiles(out), supers = chm_ternary_superblocks(in);
+                const int64_t tiles = chm_ternary_tiles(out), bytes = chm_ternary_code_stride(CHM_ENCODING_T2, in);
                 const int64_t stride = chm_ternary_scale_stride(in, group), groups = chm_ternary_groups(in, group);
                 float *w = take_slice(run, out * in), *dequant = take_slice(run, out * in);
                 float *dequant2 = take_slice(run, out * in);
-                uint8_t *codes = take(run, tiles * supers * 1024, 0), *scales = take(run, tiles * stride, 0);
-                uint8_t *codes2 = take(run, tiles * supers * 1024, 0), *scales2 = take(run, tiles * stride, 0);
+                uint8_t *codes = take(run, tiles * bytes, 0), *scales = take(run, tiles * stride, 0);
+                uint8_t *codes2 = take(run, tiles * bytes, 0), *scales2 = take(run, tiles * stride, 0);
                 fill(w, out * in, (enum fill)kind);
                 if (kind == NORMAL)
                     for (int64_t i = 0; i < out * in; i++) w[i] *= 0.02f;
                 if (kind == ALL_EQUAL) /* exactly half a scale: ties to 0 where every other group is alike */
                     for (int64_t i = 0; i < out * in; i++) w[i] = i / in % 2 ? -0.5f : 1.0f;
-                k->ternarise(w, out, in, group, 0, tiles, codes, scales, dequant);
+                k->ternarise(w, out, in, group, sparse, 0, tiles, codes, scales, dequant);
                 if (k != scalar) {
-                    scalar->ternarise(w, out, in, group, 0, tiles, codes2, scales2, dequant2);
-                    same_bytes(run, codes, codes2, tiles * supers * 1024, "out %lld, in %lld, %s: codes",
+                    scalar->ternarise(w, out, in, group, sparse, 0, tiles, codes2, scales2, dequant2);
+                    same_bytes(run, codes, codes2, tiles * bytes, "out %lld, in %lld, %s: codes",
                                (long long)out, (long long)in, fill_name[kind]);
                     same_bytes(run, scales, scales2, tiles * stride, "out %lld, in %lld, %s: scales", (long long)out,
                                (long long)in, fill_name[kind]);
@@ -960,12 +987,12 @@ CHECK(ternarise) {
                                 (long long)in, fill_name[kind]);
                 }
                 /* from the definition */
-                const struct chm_ternary t = {codes, scales, out, in, group};
+                const struct chm_ternary t = {codes, scales, out, in, group, CHM_ENCODING_T2, 0};
                 if (kind != NOT_FINITE) {
                     for (int64_t o = 0; o < out; o++) {
                         uint8_t grid[256];
                         float row_scale, stored;
-                        ref_ternary_grid(w + o * in, in, group, &row_scale, grid);
+                        ref_ternary_grid(w + o * in, in, group, sparse, &row_scale, grid);
                         memcpy(&stored, scales + o / 16 * stride + 4 * (o % 16), 4);
                         same_floats(run, &stored, &row_scale, 1, "in %lld, %s: row scale", (long long)in,
                                     fill_name[kind]);
@@ -975,7 +1002,10 @@ CHECK(ternarise) {
                         for (int64_t i = 0; i < in; i++) {
                             const float scale = ref_ternary_scale(&t, o, i);
                             const float x = nearbyintf(w[o * in + i] * (1 / scale));
-                            const int trit = x > 1 ? 1 : x < -1 ? -1 : (int)x;
+                            const int trit = sparse ? ref_sparse_trit(w + o * in, in, i)
+                                             : x > 1  ? 1
+                                             : x < -1 ? -1
+                                                      : (int)x;
                             const float value = (float)trit * scale;
                             if (ref_trit(&t, o, i) != trit)
                                 fail(run, "in %lld, %s: trit", (long long)in, fill_name[kind]);
@@ -986,7 +1016,7 @@ CHECK(ternarise) {
                 }
                 /* what pads is weight 0 */
                 for (int64_t o = 0; o < 16 * tiles; o++)
-                    for (int64_t i = 0; i < 256 * supers; i++)
+                    for (int64_t i = 0; i < (in + 63) / 64 * 64; i++)
                         if ((o >= out || i >= in) && ref_trit(&t, o, i) != 0) fail(run, "a padded trit is not 0");
                 for (int64_t o = out; o < 16 * tiles; o++) {
                     float row_scale;
@@ -994,11 +1024,11 @@ CHECK(ternarise) {
                     if (bits_of(row_scale) != 0) fail(run, "a padded row has a scale");
                 }
                 /* tile by tile, without dequant */
-                memset(codes2, 0, (size_t)(tiles * supers * 1024));
+                memset(codes2, 0, (size_t)(tiles * bytes));
                 memset(scales2, 0, (size_t)(tiles * stride));
                 for (int64_t i = tiles - 1; i >= 0; i--)
-                    k->ternarise(w, out, in, group, i, i + 1, codes2, scales2, NULL);
-                same_bytes(run, codes2, codes, tiles * supers * 1024, "tile by tile: codes");
+                    k->ternarise(w, out, in, group, sparse, i, i + 1, codes2, scales2, NULL);
+                same_bytes(run, codes2, codes, tiles * bytes, "tile by tile: codes");
                 same_bytes(run, scales2, scales, tiles * stride, "tile by tile: scales");
                 release(run);
             }
@@ -1348,7 +1378,9 @@ static const struct slot {
     void (*check)(struct run *run, const struct chm_kernels *scalar, const struct chm_kernels *k);
 } slots[] = {
     SLOT(quantise, true),
-    SLOT(ternary_matmul, true),
+    SLOT(t2_matmul, true),
+    SLOT(t5_matmul, true),
+    SLOT(sherry_matmul, true),
     SLOT(int8_matmul, true),
     SLOT(f32_matmul, true),
     SLOT(rmsnorm, true),
@@ -1525,7 +1557,7 @@ static void bench_quantise(const struct chm_kernels *k, const struct bench *b) {
     k->quantise(at.x, b->a, b->b, (int8_t *)at.y, at.z, (int32_t *)at.w);
 }
 static void bench_ternary(const struct chm_kernels *k, const struct bench *b) {
-    k->ternary_matmul(&at.ternary, 0, chm_ternary_tiles(b->a), &at.activation, at.y, b->a);
+    ternary_of(k, at.ternary.encoding)(&at.ternary, 0, chm_ternary_tiles(b->a), &at.activation, at.y, b->a);
 }
 static void bench_int8(const struct chm_kernels *k, const struct bench *b) {
     k->int8_matmul(&at.int8, 0, b->a, &at.activation, at.y, b->a);
@@ -1572,7 +1604,7 @@ static void bench_sgemm_nt(const struct chm_kernels *k, const struct bench *b) {
     k->sgemm(false, true, b->a, b->b, b->c, at.x, b->c, at.w, b->c, 0, at.y, b->b);
 }
 static void bench_ternarise(const struct chm_kernels *k, const struct bench *b) {
-    k->ternarise(at.x, b->a, b->b, 128, 0, chm_ternary_tiles(b->a), (uint8_t *)at.y, (uint8_t *)at.z, at.w);
+    k->ternarise(at.x, b->a, b->b, 128, false, 0, chm_ternary_tiles(b->a), (uint8_t *)at.y, (uint8_t *)at.z, at.w);
 }
 static void bench_dequantise(const struct chm_kernels *k, const struct bench *b) {
     k->dequantise(&at.activation, b->b, at.y);
@@ -1656,16 +1688,36 @@ static void bench_attend_backward(const struct chm_kernels *k, const struct benc
 
 static const struct bench benches[] = {
     B("quantise 64x2560", quantise, bench_quantise, 64, 2560, 0, 64 * 2560 * 4e-9, "GB/s in"),
-    B("ternary_matmul 512x192 rows 1", ternary_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
-    B("ternary_matmul 512x192 rows 4", ternary_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
-    B("ternary_matmul 512x192 rows 64", ternary_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
-    B("ternary_matmul 2560x2560 rows 1", ternary_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
-    B("ternary_matmul 2560x2560 rows 2", ternary_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
-    B("ternary_matmul 2560x2560 rows 3", ternary_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
-    B("ternary_matmul 2560x2560 rows 4", ternary_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
-    B("ternary_matmul 2560x2560 rows 64", ternary_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
-    B("ternary_matmul 27648x6912 rows 1", ternary_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912 / 4 * 1e-9,
-      "GB/s of codes"),
+    B("t2_matmul 512x192 rows 1", t2_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
+    B("t2_matmul 512x192 rows 4", t2_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
+    B("t2_matmul 512x192 rows 64", t2_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
+    B("t2_matmul 2560x2560 rows 1", t2_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
+    B("t2_matmul 2560x2560 rows 2", t2_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
+    B("t2_matmul 2560x2560 rows 3", t2_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
+    B("t2_matmul 2560x2560 rows 4", t2_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
+    B("t2_matmul 2560x2560 rows 64", t2_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
+    B("t2_matmul 27648x6912 rows 1", t2_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9,
+      "GMAC/s"),
+    B("t5_matmul 512x192 rows 1", t5_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
+    B("t5_matmul 512x192 rows 4", t5_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
+    B("t5_matmul 512x192 rows 64", t5_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
+    B("t5_matmul 2560x2560 rows 1", t5_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
+    B("t5_matmul 2560x2560 rows 2", t5_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
+    B("t5_matmul 2560x2560 rows 3", t5_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
+    B("t5_matmul 2560x2560 rows 4", t5_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
+    B("t5_matmul 2560x2560 rows 64", t5_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
+    B("t5_matmul 27648x6912 rows 1", t5_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9,
+      "GMAC/s"),
+    B("sherry_matmul 512x192 rows 1", sherry_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
+    B("sherry_matmul 512x192 rows 4", sherry_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
+    B("sherry_matmul 512x192 rows 64", sherry_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
+    B("sherry_matmul 2560x2560 rows 1", sherry_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
+    B("sherry_matmul 2560x2560 rows 2", sherry_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
+    B("sherry_matmul 2560x2560 rows 3", sherry_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
+    B("sherry_matmul 2560x2560 rows 4", sherry_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
+    B("sherry_matmul 2560x2560 rows 64", sherry_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
+    B("sherry_matmul 27648x6912 rows 1", sherry_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9,
+      "GMAC/s"),
     B("int8_matmul 256x192 rows 1", int8_matmul, bench_int8, 256, 192, 1, 256 * 192e-9, "GMAC/s"),
     B("int8_matmul 256x192 rows 64", int8_matmul, bench_int8, 256, 192, 64, 64 * 256 * 192e-9, "GMAC/s"),
     B("int8_matmul 16384x2560 rows 1", int8_matmul, bench_int8, 16384, 2560, 1, 16384 * 2560e-9, "GB/s"),
@@ -1750,7 +1802,12 @@ static void prepare(const struct bench *b) {
     }
     if (b->run == bench_ternary || b->run == bench_int8 || b->run == bench_dequantise)
         at.activation = make_activation(&at.memory, b->c, b->b, NORMAL);
-    if (b->run == bench_ternary) at.ternary = make_ternary(&at.memory, b->a, b->b, 128, false);
+    if (b->run == bench_ternary) {
+        const int32_t encoding = b->offset == offsetof(struct chm_kernels, t5_matmul)       ? CHM_ENCODING_T5
+                                 : b->offset == offsetof(struct chm_kernels, sherry_matmul) ? CHM_ENCODING_SHERRY
+                                                                                            : CHM_ENCODING_T2;
+        at.ternary = make_ternary(&at.memory, encoding, b->a, b->b, 128, false);
+    }
     if (b->run == bench_int8) {
         int8_t *q = take(&at.memory, b->a * b->b, 0);
         for (int64_t i = 0; i < b->a * b->b; i++) q[i] = (int8_t)(i * 37 % 127);

@@ -1,4 +1,6 @@
 /* The .b158 format: what is packed comes back, from C and from tools/b158.py, and nothing damaged is taken. */
+#include "reference/ref_kernels.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -40,6 +42,14 @@ static uint64_t draw(uint32_t key, uint64_t position, uint64_t bound) {
     return chm_below_at(7, CHM_RANDOM_TEST, key, position, bound);
 }
 
+/* One weight of a tile of T2. */
+static void set_t2(uint8_t *tile, int64_t in, int64_t r, int64_t i, int trit) {
+    const int64_t blocks = (in + 63) / 64, b = i / 64, whole = blocks / 4 * 4, j = i % 64 / 4;
+    const int64_t f = b < whole ? b % 4 : j / 4;
+    uint8_t *byte = tile + (b < whole ? b / 4 * 1024 + j * 64 : b * 256 + j % 4 * 64) + r * 4 + i % 4;
+    *byte = (uint8_t)((*byte & ~(3u << 2 * f)) | (unsigned)(trit + 1) << 2 * f);
+}
+
 static void make(matrix *m, const char *name, enum chm_format format, int rank, const int64_t *shape, int64_t group,
                  uint32_t key) {
     chm_param *p = &m->param;
@@ -76,7 +86,7 @@ static void make(matrix *m, const char *name, enum chm_format format, int rank, 
         }
         p->int8 = (struct chm_int8_matrix){m->q, m->scale, out, in, blocks};
     } else {
-        const int64_t tiles = chm_ternary_tiles(out), code_stride = chm_ternary_superblocks(in) * 1024,
+        const int64_t tiles = chm_ternary_tiles(out), code_stride = chm_ternary_code_stride(CHM_ENCODING_T2, in),
                       stride = chm_ternary_scale_stride(in, group), groups = chm_ternary_groups(in, group);
         m->codes = blank((size_t)(tiles * code_stride));
         m->scales = blank((size_t)(tiles * stride));
@@ -88,14 +98,12 @@ static void make(matrix *m, const char *name, enum chm_format format, int rank, 
             for (int64_t g = 0; g < groups; g++) scales[64 + 16 * g + o % 16] = (uint8_t)draw(key, at++, 256);
             for (int64_t i = 0; i < in; i++) {
                 const int trit = (int)draw(key, at++, 3) - 1;
-                const int64_t s = i / 256, f = i % 256 / 64, j = i % 64 / 4;
-                uint8_t *byte = m->codes + o / 16 * code_stride + s * 1024 + j * 64 + o % 16 * 4 + i % 4;
-                *byte = (uint8_t)((*byte & ~(3u << 2 * f)) | (unsigned)(trit + 1) << 2 * f);
+                set_t2(m->codes + o / 16 * code_stride, in, o % 16, i, trit);
                 u8 = scales[64 + 16 * (i / group) + o % 16];
                 m->expected[o * in + i] = (float)trit * ((float)u8 * row);
             }
         }
-        p->ternary = (struct chm_ternary){m->codes, m->scales, out, in, group};
+        p->ternary = (struct chm_ternary){m->codes, m->scales, out, in, group, CHM_ENCODING_T2, 0};
     }
 }
 
@@ -115,11 +123,9 @@ static float weight(const chm_param *p, int64_t o, int64_t i) {
     if (p->format == CHM_FORMAT_INT8) return (float)p->int8.q[o * p->int8.blocks * 64 + i] * p->int8.scale[o];
     const struct chm_ternary *w = &p->ternary;
     const uint8_t *scales = w->scales + o / 16 * chm_ternary_scale_stride(w->in, w->group);
-    const uint8_t byte = w->codes[o / 16 * chm_ternary_superblocks(w->in) * 1024 + i / 256 * 1024 + i % 64 / 4 * 64 +
-                                  o % 16 * 4 + i % 4];
     float row;
     memcpy(&row, scales + o % 16 * 4, sizeof row);
-    return (float)((byte >> 2 * (i % 256 / 64) & 3) - 1) * ((float)scales[64 + 16 * (i / w->group) + o % 16] * row);
+    return (float)ref_trit(w, o, i) * ((float)scales[64 + 16 * (i / w->group) + o % 16] * row);
 }
 
 static chm_param unbound(const chm_param *p) {
@@ -537,9 +543,11 @@ static const char *const small_card =
 
 /* Trits by the sign and size of a weight, under one scale: a stand-in for the real kernel, whose rule is not at issue.
  */
-static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
+static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0, int64_t tile1,
                       uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t stride = chm_ternary_scale_stride(in, group), code_stride = chm_ternary_superblocks(in) * 1024;
+    const int64_t stride = chm_ternary_scale_stride(in, group);
+    const int64_t code_stride = chm_ternary_code_stride(CHM_ENCODING_T2, in);
+    assert_false(sparse);
     const float scale = 0.0078125f;
     memset(codes + tile0 * code_stride, 0x55, (size_t)((tile1 - tile0) * code_stride));
     for (int64_t o = tile0 * 16; o < CHM_MIN(tile1 * 16, out); o++) {
@@ -547,9 +555,7 @@ static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, in
         for (int64_t g = 0; g < chm_ternary_groups(in, group); g++) scales[o / 16 * stride + 64 + 16 * g + o % 16] = 2;
         for (int64_t i = 0; i < in; i++) {
             const int trit = w[o * in + i] > 0.01f ? 1 : w[o * in + i] < -0.01f ? -1 : 0;
-            const int64_t f = i % 256 / 64;
-            uint8_t *byte = codes + o / 16 * code_stride + i / 256 * 1024 + i % 64 / 4 * 64 + o % 16 * 4 + i % 4;
-            *byte = (uint8_t)((*byte & ~(3u << 2 * f)) | (unsigned)(trit + 1) << 2 * f);
+            set_t2(codes + o / 16 * code_stride, in, o % 16, i, trit);
             if (dequant) dequant[o * in + i] = (float)trit * 2 * scale;
         }
     }

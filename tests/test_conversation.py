@@ -223,7 +223,7 @@ def conversation(term, editor):
         check(t.wait_for_more(200), f"{what}: no long answer")
         t.type(b"\x03")
         check(t.wait_for(b"stopped after ") is not None, f"{what}: Ctrl-C {attempt + 1} did not stop the answer")
-        check(b"ternary_matmul" in plain(t.wait_for(PROMPT)), f"{what}: no timing block")
+        check(b"t2_matmul" in plain(t.wait_for(PROMPT)), f"{what}: no timing block")
     if editor:  # the line before is in the history
         t.type(b"\x1b[A\n")
         check(t.wait_for(b"the quick") is not None, f"{what}: no history")

@@ -879,7 +879,7 @@ static int64_t part_of(json_t *parts, const char *name, const char *key) {
 
 static size_t stored(const chm_param *p) {
     if (p->format == CHM_FORMAT_F32) return (size_t)p->count * sizeof(float);
-    return chm_param_code_bytes(p, p->ternary.group) + chm_param_scale_bytes(p, p->ternary.group);
+    return chm_param_code_bytes(p, p->stored) + chm_param_scale_bytes(p, p->ternary.group);
 }
 
 static size_t without_padding(const chm_param *p) {
@@ -947,8 +947,8 @@ static void bench_counts_every_byte(void **state) {
         assert_true(speed > 0);
         const double fraction = json_number_value(json_object_get(one, "bandwidth_fraction"));
         assert_true(fabs(fraction - want[i] * speed / rate) <= 1e-3 * fraction); /* printed to six digits */
-        assert_string_equal(json_string_value(json_object_get(json_object_get(one, "kernels"), "ternary_matmul")),
-                            json_string_value(json_object_get(json_object_get(json, "kernels"), "ternary_matmul")));
+        assert_string_equal(json_string_value(json_object_get(json_object_get(one, "kernels"), "t2_matmul")),
+                            json_string_value(json_object_get(json_object_get(json, "kernels"), "t2_matmul")));
     }
     json_decref(json);
     chm_close(m);

@@ -490,7 +490,7 @@ static void pack(chm_param *p, enum chm_format format) {
     p->ternary.in = p->int8.in = p->in;
     p->ternary.group = 128;
     p->int8.blocks = (p->in + 63) / 64;
-    void *codes = chm_alloc_aligned(chm_param_code_bytes(p, 128)),
+    void *codes = chm_alloc_aligned(chm_param_code_bytes(p, CHM_ENCODING_T2)),
          *scales = chm_alloc_aligned(chm_param_scale_bytes(p, 128));
     assert_non_null(codes);
     assert_non_null(scales);

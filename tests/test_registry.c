@@ -527,7 +527,7 @@ static void chooses_kernels(void **state) {
     assert_int_equal(chm_kernels_choose(&r, NULL, false, &c), CHM_OK);
     assert_string_equal(backend_of(&c, "unary"), "fast");
     assert_string_equal(backend_of(&c, "sgemm"), "openblas");
-    assert_string_equal(backend_of(&c, "ternary_matmul"), "scalar");
+    assert_string_equal(backend_of(&c, "t2_matmul"), "scalar");
     assert_true(c.kernels.unary == k_fast && c.kernels.sgemm == s_blas);
     assert_int_equal(c.kernels.size, sizeof c.kernels);
 

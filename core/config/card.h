@@ -42,6 +42,8 @@ typedef struct chm_model_config {
     enum chm_quant_method quant;
     int64_t weight_group, activation_block; /* 128, 64 */
     enum chm_embedding embedding;           /* quantization.embedding: ternary | int8 | f32 */
+    int32_t encoding;                       /* quantization.encoding: enum chm_encoding, of ternary codes in files */
+    bool sparse;                            /* quantization.sherry_mode.enabled: of four weights one is 0 */
     const char *mixer[CHM_MAX_LAYERS];      /* plugin name of each layer, aliases resolved: "gd" */
     const char *ffn[CHM_MAX_LAYERS];        /* "mlp" (or "moe") */
     bool in_loop[CHM_MAX_LAYERS];

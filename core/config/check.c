@@ -421,6 +421,15 @@ static void resolve_model(chm_card *card) {
     m->experts_file = word(card, "files.moe");
     m->quant = (enum chm_quant_method)choice_of(good(card, "quantization.method"));
     m->embedding = (enum chm_embedding)choice_of(good(card, "quantization.embedding"));
+    m->sparse = is_on(card, "quantization.sherry_mode.enabled");
+    const chm_value *encoding = good(card, "quantization.encoding"); /* auto, then as in enum chm_encoding */
+    const int32_t choice = choice_of(encoding);
+    m->encoding = choice > 0 ? choice - 1 : m->sparse ? CHM_ENCODING_SHERRY : CHM_ENCODING_T5;
+    if (m->encoding == CHM_ENCODING_SHERRY && !m->sparse)
+        chm_card_problem(card, encoding,
+                         "sherry has one zero in every four weights, which only training with "
+                         "quantization.sherry_mode.enabled makes: turn that on, or convert a trained model "
+                         "(`chimera convert`)");
     whole(card, "quantization.group_size", &m->weight_group);
     whole(card, "quantization.activation_block_size", &m->activation_block);
 }

@@ -78,7 +78,7 @@ static int measure_bandwidth(chm_pool *pool, double *rate, size_t *buffer_bytes)
 
 static size_t param_bytes(const chm_model *m, const chm_param *p) {
     if (p->format == CHM_FORMAT_F32) return (size_t)p->count * sizeof(float);
-    return chm_param_code_bytes(p, m->config->weight_group) + chm_param_scale_bytes(p, m->config->weight_group);
+    return chm_param_code_bytes(p, p->ternary.encoding) + chm_param_scale_bytes(p, m->config->weight_group);
 }
 
 typedef struct traffic {

@@ -30,7 +30,9 @@ struct chm_param {
     float *grad;                 /* training only; NULL for CHM_ROLE_OWN */
     float *tally;                /* training, CHM_ROLE_OWN: what the passes of a step add up */
     float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
-    struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY */
+    struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY; in training T2 */
+    int32_t stored;              /* enum chm_encoding that a file written now has it in */
+    bool sparse;                 /* one weight of four is 0, as sherry needs it (training) */
     struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */
 };
 
@@ -132,7 +134,7 @@ int chm_context_status(chm_context *c);
 
 /* ---- storage of packed formats ---- */
 /* bytes of the two arrays of a packed parameter (codes or q; scales), 64-byte padded */
-size_t chm_param_code_bytes(const chm_param *p, int64_t group);
+size_t chm_param_code_bytes(const chm_param *p, int32_t encoding);
 size_t chm_param_scale_bytes(const chm_param *p, int64_t group);
 /* value -> packed form and dequant, in parallel; exact */
 int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool);

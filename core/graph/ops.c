@@ -3,6 +3,7 @@
  * sums over rows come out the same for any number of threads.
  */
 #include "graph/context.h"
+#include "graph/encoding.h"
 #include <string.h>
 
 enum {
@@ -68,8 +69,8 @@ static void linear_forward(void *arg, int64_t begin, int64_t end, int worker) {
     switch (w->format) {
     case CHM_FORMAT_TERNARY: {
         const struct chm_activation a = activation_rows(&j->q->activation, r0, r1);
-        k->ternary_matmul(&w->ternary, j->by_rows ? 0 : begin, j->by_rows ? chm_ternary_tiles(w->out) : end, &a, y,
-                          j->y->width);
+        chm_ternary_kernel(k, w->ternary.encoding)(&w->ternary, j->by_rows ? 0 : begin,
+                                                   j->by_rows ? chm_ternary_tiles(w->out) : end, &a, y, j->y->width);
         break;
     }
     case CHM_FORMAT_INT8: {

@@ -1,14 +1,14 @@
+#include "graph/encoding.h"
 #include "graph/graph.h"
 #include <math.h>
 #include <string.h>
 
 static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
 
-size_t chm_param_code_bytes(const chm_param *p, int64_t group) {
-    (void)group;
+size_t chm_param_code_bytes(const chm_param *p, int32_t encoding) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        return (size_t)(chm_ternary_tiles(p->out) * chm_ternary_superblocks(p->in) * 1024);
+        return (size_t)(chm_ternary_tiles(p->out) * chm_ternary_code_stride(encoding, p->in));
     case CHM_FORMAT_INT8:
         return (size_t)(p->out * ((p->in + 63) / 64) * 64);
     case CHM_FORMAT_F32:
@@ -39,8 +39,8 @@ static void quantise_ternary(void *arg, int64_t begin, int64_t end, int worker) 
     const struct quantise_job *job = arg;
     const struct chm_ternary *t = &job->p->ternary;
     /* The table types its arrays const because inference maps them; in training they are this parameter's own. */
-    job->k->ternarise(job->p->value, t->out, t->in, t->group, begin, end, (uint8_t *)(uintptr_t)t->codes,
-                      (uint8_t *)(uintptr_t)t->scales, job->p->dequant);
+    job->k->ternarise(job->p->value, t->out, t->in, t->group, job->p->sparse, begin, end,
+                      (uint8_t *)(uintptr_t)t->codes, (uint8_t *)(uintptr_t)t->scales, job->p->dequant);
 }
 
 static void quantise_int8(void *arg, int64_t begin, int64_t end, int worker) {
@@ -95,16 +95,15 @@ void chm_param_row(const chm_param *p, int64_t row, float *out) {
     }
     case CHM_FORMAT_TERNARY: {
         const struct chm_ternary *t = &p->ternary;
-        const int64_t tile = row / 16, lane = row % 16, stride = chm_ternary_scale_stride(t->in, t->group);
-        const uint8_t *codes = t->codes + tile * chm_ternary_superblocks(t->in) * 1024;
-        const uint8_t *scales = t->scales + tile * stride;
+        const uint8_t *scales = t->scales + row / 16 * chm_ternary_scale_stride(t->in, t->group);
+        const int64_t lane = row % 16;
+        uint8_t code[512];
         float row_scale;
         memcpy(&row_scale, scales + 4 * lane, sizeof row_scale);
         for (int64_t i = 0; i < t->in; i++) {
-            const int64_t s = i / 256, field = i % 256 / 64, j = i % 64 / 4, block = i / t->group;
-            const uint8_t byte = codes[s * 1024 + j * 64 + 4 * lane + i % 4];
-            const int code = byte >> (2 * field) & 3;
-            out[i] = (float)(code - 1) * ((float)scales[64 + 16 * block + lane] * row_scale);
+            if (i % (int64_t)sizeof code == 0) chm_ternary_codes(t, row, i, sizeof code, code);
+            const uint8_t at = code[i % (int64_t)sizeof code];
+            out[i] = (float)(at - 1) * ((float)scales[64 + 16 * (i / t->group) + lane] * row_scale);
         }
         break;
     }

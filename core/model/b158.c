@@ -1,5 +1,6 @@
 /* b158.c: packed parameters in a safetensors file, written and mapped (b158.h says how they lie there). */
 #include "model/b158.h"
+#include "graph/encoding.h"
 
 #include <assert.h>
 #include <float.h>
@@ -20,12 +21,12 @@ struct piece {
 };
 
 /* The tensors of a parameter, at most two; returns how many. */
-static int pieces_of(const chm_param *p, int64_t group, struct piece piece[2]) {
+static int pieces_of(const chm_param *p, int32_t encoding, int64_t group, struct piece piece[2]) {
     memset(piece, 0, 2 * sizeof *piece);
     switch (p->format) {
     case CHM_FORMAT_TERNARY: {
         const int64_t tiles = chm_ternary_tiles(p->out);
-        piece[0] = (struct piece){".codes", CHM_ST_U8, 2, {tiles, chm_ternary_superblocks(p->in) * 1024}};
+        piece[0] = (struct piece){".codes", CHM_ST_U8, 2, {tiles, chm_ternary_code_stride(encoding, p->in)}};
         piece[1] = (struct piece){".scales", CHM_ST_U8, 2, {tiles, chm_ternary_scale_stride(p->in, group)}};
         return 2;
     }
@@ -41,10 +42,11 @@ static int pieces_of(const chm_param *p, int64_t group, struct piece piece[2]) {
     return 1;
 }
 
-static void encoding_of(const chm_param *p, int64_t group, char text[ENCODING_TEXT]) {
+static void encoding_of(const chm_param *p, int32_t encoding, int64_t group, char text[ENCODING_TEXT]) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        snprintf(text, ENCODING_TEXT, "t2;out=%" PRId64 ";in=%" PRId64 ";group=%" PRId64, p->out, p->in, group);
+        snprintf(text, ENCODING_TEXT, "%s;out=%" PRId64 ";in=%" PRId64 ";group=%" PRId64, chm_encoding_name(encoding),
+                 p->out, p->in, group);
         return;
     case CHM_FORMAT_INT8:
         snprintf(text, ENCODING_TEXT, "i8;out=%" PRId64 ";in=%" PRId64 ";block=%d", p->out, p->in, (int)INT8_BLOCK);
@@ -76,10 +78,30 @@ static const char *keep(chm_arena *arena, const char *format, ...) {
     return text;
 }
 
+/* The codes of a ternary parameter in the encoding of the file, which the arena keeps where they are made here. */
+static int stored_codes(const char *path, chm_arena *arena, const chm_param *p, const void **out) {
+    const struct chm_ternary *w = &p->ternary;
+    const int64_t tiles = chm_ternary_tiles(w->out);
+    struct chm_misfit misfit = {0};
+    *out = w->codes;
+    if (!w->codes || w->encoding == p->stored) return CHM_OK;
+    uint8_t *codes = chm_arena_take(arena, (size_t)(tiles * chm_ternary_code_stride(p->stored, w->in)));
+    if (!codes) return CHM_E_MEMORY;
+    chm_ternary_repack(w, p->stored, 0, tiles, codes, &misfit);
+    *out = codes;
+    if (misfit.quads == 0) return CHM_OK;
+    return chm_fail(
+        CHM_E_DATA,
+             "%s: parameter '%s' cannot be stored as sherry: of row %" PRId64 " the four weights from %" PRId64
+             " on, and %" PRId64 " other fours, have not exactly one zero; train with quantization.sherry_mode.enabled, "
+             "or convert with --lossy",
+             path, p->name, misfit.row, misfit.input, misfit.quads - 1);
+}
+
 static const void *stored(const chm_param *p, int piece) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        return piece == 0 ? p->ternary.codes : p->ternary.scales;
+        return p->ternary.scales;
     case CHM_FORMAT_INT8:
         return piece == 0 ? (const void *)p->int8.q : p->int8.scale;
     case CHM_FORMAT_F32:
@@ -151,7 +173,7 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
     for (int i = 0; i < params; i++) {
         const chm_param *p = param[i];
         struct piece piece[2];
-        const int pieces = pieces_of(p, p->ternary.group, piece);
+        const int pieces = pieces_of(p, p->stored, p->ternary.group, piece);
         total += p->count;
         if (p->role == CHM_ROLE_EMBEDDING) embedding += p->count;
         for (int j = 0; j < pieces; j++, tensors++) {
@@ -164,7 +186,10 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
             t->dtype = piece[j].dtype;
             t->rank = piece[j].rank;
             memcpy(t->shape, piece[j].shape, sizeof t->shape);
-            t->data = stored(p, j);
+            const void *data = stored(p, j);
+            if (p->format == CHM_FORMAT_TERNARY && j == 0) status = stored_codes(path, &arena, p, &data);
+            if (status) goto out;
+            t->data = data;
             t->bytes = chm_st_dtype_bytes(t->dtype);
             for (int d = 0; d < t->rank; d++) t->bytes *= (uint64_t)t->shape[d];
             entry[tensors].order = tensors;
@@ -193,7 +218,7 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
     add_meta(&meta, "embedding_parameters", keep(&arena, "%" PRId64, embedding));
     for (int i = 0; i < notes; i++) add_meta(&meta, note[i].key, note[i].value);
     for (int i = 0; i < params; i++) {
-        encoding_of(param[i], param[i]->ternary.group, text);
+        encoding_of(param[i], param[i]->stored, param[i]->ternary.group, text);
         add_meta(&meta, keep(&arena, "encoding.%s", param[i]->name), keep(&arena, "%s", text));
     }
     for (int i = 0; i < tensors; i++) {
@@ -285,13 +310,10 @@ static int check_ternary(const char *name, const chm_param *p, bool verify) {
                                 " is %g, expected a finite number from 0: the file is damaged",
                                 name, p->name, tile * 16 + r, (double)scale[r]);
     }
-    const int64_t bytes = verify ? tiles * chm_ternary_superblocks(w->in) * 1024 : 0;
-    for (int64_t i = 0; i < bytes; i++) /* a 2-bit code 3 has both bits set */
-        if (w->codes[i] & (w->codes[i] >> 1) & 0x55)
-            return chm_fail(CHM_E_DATA,
-                            "%s: tensor '%s.codes': byte %" PRId64
-                            " is 0x%02x, which holds the code 3; expected 0, 1, 2",
-                            name, p->name, i, w->codes[i]);
+    const int64_t wrong = verify ? chm_ternary_unsound(w, 0, tiles) : -1;
+    if (wrong >= 0)
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s.codes': byte %" PRId64 " is 0x%02x, which no codes of %s make", name,
+                        p->name, wrong, w->codes[wrong], chm_encoding_name(w->encoding));
     return CHM_OK;
 }
 
@@ -352,12 +374,17 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
     struct piece piece[2];
     const chm_st_tensor *t[2] = {NULL, NULL};
     char want[ENCODING_TEXT];
-    const int pieces = pieces_of(p, group, piece);
-    encoding_of(p, group, want);
+    int32_t encoding = p->stored;
     char *key = chm_format("encoding.%s", p->name);
     if (!key) return CHM_E_MEMORY;
     const char *have = chm_safetensors_meta(file, key);
     chm_free(key);
+    if (have && p->format == CHM_FORMAT_TERNARY) { /* any will do: the weights are the same */
+        const int32_t found = chm_encoding_find(have, strcspn(have, ";"));
+        if (found >= 0) encoding = found;
+    }
+    const int pieces = pieces_of(p, encoding, group, piece);
+    encoding_of(p, encoding, group, want);
     if (!have)
         return chm_fail(CHM_E_DATA, "%s: parameter '%s', which the card asks for, is not in the file (expected '%s')",
                         name, p->name, want);
@@ -378,7 +405,8 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
     }
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        p->ternary = (struct chm_ternary){t[0]->data, t[1]->data, p->out, p->in, group};
+        p->ternary = (struct chm_ternary){t[0]->data, t[1]->data, p->out, p->in, group, encoding, 0};
+        p->stored = encoding;
         return check_ternary(name, p, verify);
     case CHM_FORMAT_INT8:
         p->int8 = (struct chm_int8_matrix){(const int8_t *)t[0]->data, (const float *)t[1]->data, p->out, p->in,

@@ -1,15 +1,15 @@
 /*
  * b158.h: the parts of the .b158 reader and writer that stand without a model, shared with inspect and the tests.
  *
- * A .b158 is a valid safetensors file. A ternary parameter NAME is two tensors, `NAME.codes` U8 [tiles, superblocks *
- * 1024] and `NAME.scales` U8 [tiles, 64 + 16 * groups] (struct chm_ternary says what is in them); an int8 one is
+ * A .b158 is a valid safetensors file. A ternary parameter NAME is two tensors, `NAME.codes` U8 [tiles, bytes of
+ * codes] and `NAME.scales` U8 [tiles, 64 + 16 * groups] (struct chm_ternary says what is in them); an int8 one is
  * `NAME.q` I8 [out, blocks * 64] and `NAME.scale` F32 [out]; any other is NAME, F32 with its own shape. Largest first,
  * every tensor on 64 bytes, gaps filled by zeros named `_pad.N`.
  *
- * __metadata__: format "chimera.b158"; format_version "1"; parameters and embedding_parameters, counts of weights;
+ * __metadata__: format "chimera.b158"; format_version "2"; parameters and embedding_parameters, counts of weights;
  * tokenizer, its name; tokenizer_hash, what it does (model/tokenizer.h), 16 hex digits; trained.KEY, what is known of
  * the training; encoding.NAME of every parameter
- * ("t2;out=O;in=I;group=G", "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
+ * ("t5;out=O;in=I;group=G", t2 or sherry for t5, "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
  * card_hash, the same of card; card, the resolved card as JSON. A tokenizer with a file has it in the tensor
  * `tokenizer.file` U8 [bytes].
  *
@@ -23,7 +23,7 @@
 #include "model/model.h"
 
 #define CHM_B158_FORMAT    "chimera.b158"
-#define CHM_B158_VERSION   "1"
+#define CHM_B158_VERSION   "2"
 #define CHM_B158_TOKENIZER "tokenizer.file"
 
 /* One more entry of __metadata__. */

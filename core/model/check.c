@@ -39,7 +39,7 @@ static size_t stored_bytes(const chm_model_config *config, enum chm_role role, i
     p.ternary.out = out;
     p.ternary.in = in;
     p.ternary.group = config->weight_group;
-    return chm_param_code_bytes(&p, config->weight_group) + chm_param_scale_bytes(&p, config->weight_group);
+    return chm_param_code_bytes(&p, config->encoding) + chm_param_scale_bytes(&p, config->weight_group);
 }
 
 static int count_fail(chm_declare *d, const char *format, ...) {

@@ -2,6 +2,7 @@
 #include "model/report.h"
 #include "base/json.h"
 #include "base/table.h"
+#include "graph/encoding.h"
 #include "model/b158.h"
 
 #include <inttypes.h>
@@ -66,7 +67,7 @@ static bool read_field(const char **at, const char *key, int64_t *value) {
 static int read_encoding(const char *path, const chm_safetensors *file, const char *name, const char *text,
                          struct item *item, int64_t *group) {
     chm_param *p = &item->param;
-    const char *at = text + 2;
+    const char *at;
     int64_t number = 0;
     p->name = (char *)(uintptr_t)name; /* borrowed, never written */
     item->name = name;
@@ -85,8 +86,11 @@ static int read_encoding(const char *path, const chm_safetensors *file, const ch
         return CHM_OK;
     }
     bool sound = false;
-    if (!strncmp(text, "t2", 2)) {
-        item->encoding = "t2";
+    const size_t length = strcspn(text, ";");
+    const int32_t encoding = chm_encoding_find(text, length);
+    at = text + length;
+    if (encoding >= 0) {
+        item->encoding = chm_encoding_name(encoding);
         p->format = CHM_FORMAT_TERNARY;
         sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
                 read_field(&at, ";group=", &number) && !*at && number % 64 == 0;
@@ -102,7 +106,7 @@ static int read_encoding(const char *path, const chm_safetensors *file, const ch
     }
     if (!sound)
         return chm_fail(CHM_E_DATA,
-                        "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't2;out=O;in=I;group=G', "
+                        "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't5;out=O;in=I;group=G' (or t2, sherry), "
                         "'i8;out=O;in=I;block=64' and 'f32'",
                         path, chm_quote(name).text, chm_quote(text).text);
     p->rank = 2;
@@ -112,19 +116,12 @@ static int read_encoding(const char *path, const chm_safetensors *file, const ch
     return CHM_OK;
 }
 
-/* The share of a packed matrix's weights that are 0. Padding holds zeros too and is taken out again. */
+/* The share of a parameter's weights that are 0. */
 static double zeros_of(const chm_param *p) {
     int64_t zeros = 0;
     if (p->count == 0) return NAN;
     if (p->format == CHM_FORMAT_TERNARY) {
-        const int64_t words = chm_ternary_tiles(p->out) * chm_ternary_superblocks(p->in) * (1024 / 8);
-        const uint64_t low = 0x5555555555555555u;
-        for (int64_t i = 0; i < words; i++) { /* code 1: low bit set, high bit not */
-            uint64_t word;
-            memcpy(&word, p->ternary.codes + 8 * i, sizeof word);
-            zeros += __builtin_popcountll(word & low & ~(word >> 1));
-        }
-        zeros -= words * 32 - p->count;
+        zeros = chm_ternary_zeros(&p->ternary);
     } else if (p->format == CHM_FORMAT_INT8) {
         const int64_t stride = p->int8.blocks * 64;
         for (int64_t o = 0; o < p->out; o++)

@@ -112,6 +112,8 @@ static chm_param *add_param(struct declaring *s, const char *full_name, enum chm
     p->ternary.out = p->int8.out = p->out;
     p->ternary.in = p->int8.in = p->in;
     p->ternary.group = m->config->weight_group;
+    p->stored = m->config->encoding;
+    p->sparse = m->config->sparse;
     p->int8.blocks = (p->in + 63) / 64;
     return p;
 }
@@ -361,7 +363,7 @@ int chm_model_allocate(chm_model *m) {
             void *codes = NULL, *scales = NULL;
             if (p->format != CHM_FORMAT_F32) {
                 dequant = carve(at, &used, bytes);
-                codes = carve(at, &used, chm_param_code_bytes(p, p->ternary.group));
+                codes = carve(at, &used, chm_param_code_bytes(p, CHM_ENCODING_T2));
                 scales = carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
             }
             if (!pass) continue;

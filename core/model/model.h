@@ -81,6 +81,9 @@ chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, 
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 
 /* ---- .b158 (core/model/b158.c) ---- */
+/* Ternary codes that lie in a file in an encoding for which this choice of kernels has nothing better than the portable
+ * one are repacked to T2, in memory. bytes (NULL: not wanted): how much that took, 0: nothing was repacked. */
+int chm_model_repack(chm_model *m, const chm_kernel_choice *kernels, chm_pool *pool, size_t *bytes);
 /* Writes the packed model, atomically: into one file, or into two when it has experts (b158.h). */
 int chm_model_save(const chm_model *m, const char *path);
 /* Maps a .b158; the card is inside. verify: check every tensor's hash too. */

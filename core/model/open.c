@@ -1,4 +1,5 @@
 /* open.c: models to .b158 files and back: the card, and what belongs to it, on top of b158.c. */
+#include "graph/encoding.h"
 #include "model/b158.h"
 #include "model/tokenizer.h"
 
@@ -143,4 +144,54 @@ out:
         chm_map_close(&map);
     }
     return status;
+}
+
+/* ---- repacking ---- */
+
+/* Is there a kernel for the encoding that is as good as that of T2? */
+static bool well_served(const chm_kernel_choice *kernels, int32_t encoding) {
+    char slot[32];
+    snprintf(slot, sizeof slot, "%s_matmul", chm_encoding_name(encoding));
+    int32_t t2 = 0, own = 0;
+    for (size_t i = 0; i < kernels->slots; i++) {
+        if (!strcmp(kernels->slot[i], "t2_matmul")) t2 = kernels->rank[i];
+        if (!strcmp(kernels->slot[i], slot)) own = kernels->rank[i];
+    }
+    return own >= t2;
+}
+
+struct repacking {
+    const struct chm_ternary *from;
+    uint8_t *to;
+};
+
+static void repack_tiles(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    const struct repacking *r = arg;
+    struct chm_misfit none = {0};
+    chm_ternary_repack(r->from, CHM_ENCODING_T2, begin, end, r->to, &none);
+}
+
+int chm_model_repack(chm_model *m, const chm_kernel_choice *kernels, chm_pool *pool, size_t *bytes) {
+    size_t used = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        uint8_t *at = m->storage;
+        used = 0;
+        for (int i = 0; i < m->params; i++) {
+            chm_param *p = m->param[i];
+            if (p->format != CHM_FORMAT_TERNARY || well_served(kernels, p->ternary.encoding)) continue;
+            if (pass) {
+                const struct repacking r = {&p->ternary, at + used};
+                chm_parallel(pool, chm_ternary_tiles(p->out), 16, repack_tiles, (void *)(uintptr_t)&r);
+                p->ternary.codes = r.to;
+                p->ternary.encoding = CHM_ENCODING_T2;
+            }
+            used += chm_param_code_bytes(p, CHM_ENCODING_T2);
+        }
+        if (pass || used == 0) break;
+        m->storage = chm_alloc_aligned(used);
+        if (!m->storage) return CHM_E_MEMORY;
+    }
+    if (bytes) *bytes = used;
+    return CHM_OK;
 }

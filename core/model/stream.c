@@ -28,6 +28,11 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
     if ((status = chm_model_open(path, &r->registry, &options, verify, &m)) != CHM_OK) return status;
+    size_t repacked = 0;
+    if ((status = chm_model_repack(m, &r->kernels, r->pool, &repacked)) != CHM_OK) goto fail;
+    if (repacked > 0)
+        chm_log(CHM_LOG_DEBUG, "%s: codes repacked to t2, %.1f MB in memory: no kernel here is fast at their encoding",
+                path, (double)repacked / 1e6);
     m->tokenizer = chm_alloc(sizeof(*m->tokenizer));
     if (m->tokenizer == NULL) {
         status = CHM_E_MEMORY;

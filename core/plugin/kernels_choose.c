@@ -8,16 +8,19 @@ typedef void (*kernel)(void);
 
 /* Every slot of struct chm_kernels, in its order: one line each. */
 #define EXACT(name)                                                                                                    \
-    { #name, offsetof(struct chm_kernels, name), true }
+    { #name, offsetof(struct chm_kernels, name), true, false }
+/* a form of weights that models are not left in where nothing is fast at it */
+#define ENCODED(name)                                                                                                  \
+    { #name, offsetof(struct chm_kernels, name), true, true }
 #define TRAINING(name)                                                                                                 \
-    { #name, offsetof(struct chm_kernels, name), false }
+    { #name, offsetof(struct chm_kernels, name), false, false }
 static const struct {
     const char *name;
     size_t offset;
-    bool exact;
+    bool exact, encoded;
 } slots[] = {
     EXACT(quantise),
-    EXACT(ternary_matmul),
+    EXACT(t2_matmul),
     EXACT(int8_matmul),
     EXACT(f32_matmul),
     EXACT(rmsnorm),
@@ -45,6 +48,8 @@ static const struct {
     TRAINING(gradient_matmul),
     EXACT(outer_step),
     TRAINING(block_matmul),
+    ENCODED(t5_matmul),
+    ENCODED(sherry_matmul),
 };
 _Static_assert(CHM_ARRAY_COUNT(slots) <= CHM_MAX_SLOTS, "CHM_MAX_SLOTS is too small");
 /* A slot forgotten above shows here: the table ends where the reserved ones begin. */
@@ -123,7 +128,7 @@ int chm_kernels_choose(const chm_registry *r, const char *force, bool require, c
     for (size_t i = 0; i < out->slots; i++) {
         struct candidate c = forced ? slot_of(r, forced, i) : best(r, i);
         if (forced && !c.run) {
-            if (require && slots[i].exact)
+            if (require && slots[i].exact && !slots[i].encoded)
                 return chm_fail(CHM_E_PLUGIN,
                                 "backend '%s' has no '%s', which --require-backend asks of it: choose another backend "
                                 "or leave --require-backend out",
@@ -140,6 +145,7 @@ int chm_kernels_choose(const chm_registry *r, const char *force, bool require, c
         out->slot[i] = slots[i].name;
         out->backend[i] = c.name;
         out->exact[i] = slots[i].exact;
+        out->rank[i] = c.rank;
     }
     return CHM_OK;
 }

@@ -82,9 +82,10 @@ enum { CHM_MAX_SLOTS = 40 };
 typedef struct chm_kernel_choice {
     struct chm_kernels kernels;
     size_t slots;
-    const char *slot[CHM_MAX_SLOTS];    /* "ternary_matmul" */
+    const char *slot[CHM_MAX_SLOTS];    /* "t2_matmul" */
     const char *backend[CHM_MAX_SLOTS]; /* "avx2", or the name of its level: "avx512_vnni" */
     bool exact[CHM_MAX_SLOTS];
+    int32_t rank[CHM_MAX_SLOTS]; /* of the backend */
 } chm_kernel_choice;
 /* Every slot from the highest ranked backend this CPU can run, those that need what it does badly last but scalar; of
  * a backend's levels the first that has the slot and that the CPU can run. `force` (or CHIMERA_BACKEND when NULL) names

@@ -46,7 +46,7 @@ static struct parts known_parts(const chm_trainer *t) {
         p.gradients += bytes;
         p.optimiser += 2 * bytes;
         if (q->format != CHM_FORMAT_F32)
-            p.weights += bytes + chm_param_code_bytes(q, group) + chm_param_scale_bytes(q, group);
+            p.weights += bytes + chm_param_code_bytes(q, CHM_ENCODING_T2) + chm_param_scale_bytes(q, group);
     }
     if (t->batch.carry > 1) p.streams = (uint64_t)t->batch.streams * t->model->layout.bytes;
     /* a token a byte, until it is known */

@@ -34,7 +34,7 @@ extern "C" {
 #endif
 
 #define CHM_MAGIC 0x314d4843u /* "CHM1" */
-#define CHM_ABI   1u
+#define CHM_ABI   2u
 
 enum chm_kind {
     CHM_KIND_LAYER = 1,
@@ -158,23 +158,84 @@ struct chm_activation {
 };
 
 /*
- * A ternary matrix [out, in] in the tiles of .b158. A tile is 16 output rows; its codes are superblocks of 256 inputs,
- * each 16 vectors of 64 bytes. In vector j, byte 4r + i belongs to row r of the tile and holds four 2-bit codes, w + 1:
- * bits 2f..2f+1 are input 256 s + 64 f + 4 j + i. Rows and inputs that pad hold code 1 (w = 0). Scales of a tile: 16
- * f32 row scales, then for every group of `group` inputs 16 bytes u8; the scale of (row, group) is float(u8) *
- * row_scale.
+ * A ternary matrix [out, in] in the tiles of .b158: a tile is 16 output rows, its inputs come in blocks of 64, and a
+ * code is w + 1 in 0..2. Rows and inputs that pad hold code 1 (w = 0; sherry: whatever its form allows). Bytes come in
+ * vectors of 64: byte 4r + i of a vector belongs to row r of the tile. chm_ternary_block() below is all of this as code.
+ *
+ *   T2, 2 bits a weight. A superblock is 4 blocks in 16 vectors: bits 2f..2f+1 of byte 4r + i of vector j are input
+ *      4j + i of block f. The 1 to 3 blocks that are left over are 4 vectors each: bits 2f..2f+1 of byte 4r + i of
+ *      vector j are input 16f + 4j + i of the block.
+ *   T5, 1.6 bits. A superblock is 5 blocks in 16 vectors: byte 4r + i of vector j is c0 + 3 c1 + 9 c2 + 27 c3 + 84 c4,
+ *      cf the code of input 4j + i of block f. The 1 to 4 blocks left over are as those of T2.
+ *   SHERRY, 1.25 bits: of four inputs that begin at a multiple of four exactly one has weight 0 (arXiv:2601.07892). A
+ *      superblock is 2 blocks: 128 bytes of nibbles for each, then 32 bytes of mirrors for each; a block left over is
+ *      its 128 bytes, its 32 and 32 zeros. A block is four parts of 16 inputs. Part p has its nibbles in bits 4(p % 2)
+ *      and up of vector p / 2: byte 4r + i has the inputs 16p + 4i..16p + 4i + 3, and its mirror is bit 4r + i of the 8
+ *      bytes (little-endian) p of the mirrors. Bits 2..3 of a nibble: which of the four is zero; bit 0: the first of the
+ *      other three is +1 (else -1), bit 1: the second is; the third is +1. With the mirror set all three change sign.
+ *
+ * Scales of a tile: 16 f32 row scales, then for every group of `group` inputs 16 bytes u8; the scale of (row, group) is
+ * float(u8) * row_scale.
  */
+enum chm_encoding { CHM_ENCODING_T2, CHM_ENCODING_T5, CHM_ENCODING_SHERRY, CHM_ENCODINGS };
+
 struct chm_ternary {
-    const uint8_t *codes;  /* [tiles][superblocks * 1024] */
+    const uint8_t *codes;  /* [tiles][chm_ternary_code_stride()] */
     const uint8_t *scales; /* [tiles][64 + 16 * groups] */
     int64_t out, in;       /* unpadded */
     int64_t group;         /* inputs per weight scale, a multiple of 64 */
+    int32_t encoding;      /* enum chm_encoding */
+    uint32_t reserved;
 };
 static inline int64_t chm_ternary_tiles(int64_t out) { return (out + 15) / 16; }
-static inline int64_t chm_ternary_superblocks(int64_t in) { return (in + 255) / 256; }
+static inline int64_t chm_ternary_blocks(int64_t in) { return (in + 63) / 64; }
 static inline int64_t chm_ternary_groups(int64_t in, int64_t group) { return (in + group - 1) / group; }
 static inline int64_t chm_ternary_scale_stride(int64_t in, int64_t group) {
     return 64 + 16 * chm_ternary_groups(in, group);
+}
+/* blocks in a superblock, its bytes, and the bytes of a block left over */
+static inline int64_t chm_ternary_superblock(int32_t encoding) {
+    return encoding == CHM_ENCODING_T5 ? 5 : encoding == CHM_ENCODING_SHERRY ? 2 : 4;
+}
+static inline int64_t chm_ternary_superblock_bytes(int32_t encoding) {
+    return encoding == CHM_ENCODING_SHERRY ? 320 : 1024;
+}
+static inline int64_t chm_ternary_tail_bytes(int32_t encoding) { return encoding == CHM_ENCODING_SHERRY ? 192 : 256; }
+static inline int64_t chm_ternary_code_stride(int32_t encoding, int64_t in) {
+    const int64_t blocks = chm_ternary_blocks(in), each = chm_ternary_superblock(encoding);
+    return blocks / each * chm_ternary_superblock_bytes(encoding) + blocks % each * chm_ternary_tail_bytes(encoding);
+}
+/* The codes of block b of a tile, one a byte: tile is where its codes begin, blocks how many it has. Not fast. */
+static inline void chm_ternary_block(int32_t encoding, const uint8_t *tile, int64_t blocks, int64_t b,
+                                     uint8_t code[16][64]) {
+    static const uint8_t power[4] = {1, 3, 9, 27};
+    const int64_t each = chm_ternary_superblock(encoding), s = b / each, f = b % each;
+    const int whole = s < blocks / each;
+    tile += s * chm_ternary_superblock_bytes(encoding);
+    if (encoding == CHM_ENCODING_SHERRY) {
+        const uint8_t *nibbles = tile + 128 * f, *mirrors = tile + (whole ? 256 + 32 * f : 128);
+        for (int p = 0; p < 4; p++)
+            for (int at = 0; at < 64; at++) {
+                const int nibble = nibbles[64 * (p / 2) + at] >> (4 * (p % 2)) & 15, zero = nibble >> 2;
+                const int mirror = mirrors[8 * p + at / 8] >> (at % 8) & 1;
+                int sign = (nibble & 3) | 4; /* bit n: the nth of those that are not zero is +1 */
+                if (mirror) sign ^= 7;
+                uint8_t *to = code[at / 4] + 16 * p + 4 * (at % 4);
+                for (int i = 0; i < 4; i++) {
+                    to[i] = (uint8_t)(i == zero ? 1 : 2 * (sign & 1));
+                    if (i != zero) sign >>= 1;
+                }
+            }
+        return;
+    }
+    if (!whole) tile += 256 * f;
+    for (int j = 0; j < 16; j++)
+        for (int at = 0; at < 64; at++) {
+            const uint8_t byte = tile[64 * (whole ? j : j % 4) + at];
+            int c = byte >> 2 * (whole ? f : j / 4) & 3;
+            if (whole && encoding == CHM_ENCODING_T5) c = f == 4 ? byte / 84 : byte % 84 / power[f] % 3;
+            code[at / 4][4 * j + at % 4] = (uint8_t)c;
+        }
 }
 
 /* An int8 matrix [out, in], one scale a row (absmax / 127). */
@@ -211,7 +272,7 @@ struct chm_kernels {
     void (*quantise)(const float *x, int64_t rows, int64_t width, int8_t *q, float *scale, int32_t *sum);
     /* y[row][16*tile0 ..] for tiles tile0 <= t < tile1: acc += float(dot) * (act_scale * weight_scale), blocks of 64 in
      * index order. ldy: floats from row to row. Columns past `out` are not written */
-    void (*ternary_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+    void (*t2_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
                            float *y, int64_t ldy);
     void (*int8_matmul)(const struct chm_int8_matrix *w, int64_t out0, int64_t out1, const struct chm_activation *x,
                         float *y, int64_t ldy);
@@ -241,8 +302,8 @@ struct chm_kernels {
                   int64_t ldb, float beta, float *c, int64_t ldc);
     /* tiles tile0..tile1 of w[out][in]: per-group absmean rounded to the stored grid, then the trits; `dequant` (NULL:
      * not wanted) gets trit * scale as [out][in]. Exact */
-    void (*ternarise)(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
-                      uint8_t *codes, uint8_t *scales, float *dequant);
+    void (*ternarise)(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0,
+                      int64_t tile1, uint8_t *codes, uint8_t *scales, float *dequant);
     /* x[row][i] = q * scale. Exact */
     void (*dequantise)(const struct chm_activation *a, int64_t width, float *x);
     /* dx += dy * f'(x), y = f(x) at hand */
@@ -304,7 +365,13 @@ struct chm_kernels {
      * the blocks of a chunk, where every side is a few dozen: nothing is packed. Training */
     void (*block_matmul)(int64_t m, int64_t n, int64_t k, const float *a, int64_t row, int64_t col, const float *b,
                          int64_t ldb, float *c, int64_t ldc, int add);
-    void *reserved_slots[26];
+    /* t2_matmul for codes in these encodings. A backend that has no fast form leaves them NULL, and models are repacked
+     * to T2 when they are opened. Exact */
+    void (*t5_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+                      float *y, int64_t ldy);
+    void (*sherry_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+                          float *y, int64_t ldy);
+    void *reserved_slots[24];
 };
 /* scratch floats of the two attention chunk kernels */
 static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {

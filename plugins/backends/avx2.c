@@ -91,23 +91,26 @@ ALWAYS_INLINE void ternarise_block(const float *w, float scale, uint8_t *code, f
     }
 }
 
-static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
+static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0, int64_t tile1,
                       uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t supers = chm_ternary_superblocks(in);
-    const int64_t stride = chm_ternary_scale_stride(in, group);
+    const int64_t blocks = chm_ternary_blocks(in), stride = chm_ternary_scale_stride(in, group);
+    if (sparse) {
+        portable_ternarise(w, out, in, group, sparse, tile0, tile1, codes, scales, dequant);
+        return;
+    }
     for (int64_t tile = tile0; tile < tile1; tile++) {
-        uint8_t *record = scales + tile * stride;
+        uint8_t *record = scales + tile * stride, *to = codes + tile * 256 * blocks;
         float row_scale[16];
-        portable_measure_tile(w, out, in, group, tile, record, row_scale);
-        for (int64_t s = 0; s < supers; s++) {
+        portable_measure_tile(w, out, in, group, false, tile, record, row_scale);
+        for (int64_t b = 0; b < blocks;) {
+            const int fields = b + 4 <= blocks ? 4 : 1;
             uint32_t packed[16][16]; /* [row][step]: four fields of four bytes */
             for (int r = 0; r < 16; r++) {
                 const int64_t row = 16 * tile + r;
                 uint8_t code[4][64];
                 memset(code, 1, sizeof code);
-                for (int f = 0; f < 4 && row < out; f++) {
-                    const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first), block = first / group;
-                    if (n <= 0) break;
+                for (int f = 0; f < fields && row < out; f++) {
+                    const int64_t first = 64 * (b + f), n = portable_min(64, in - first), block = first / group;
                     const float scale = (float)record[64 + 16 * block + r] * row_scale[r];
                     const float *v = w + row * in + first;
                     float *d = dequant != NULL ? dequant + row * in + first : NULL;
@@ -120,6 +123,9 @@ static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, in
                         if (d != NULL) memcpy(d, out64, (size_t)n * sizeof *d);
                     }
                 }
+                /* a block by itself has its quarters as fields: of them only the first 16 bytes count */
+                if (fields == 1)
+                    for (int f = 1; f < 4; f++) memcpy(code[f], code[0] + 16 * f, 16);
                 UNROLL for (int h = 0; h < 2; h++) {
                     __m256i c = _mm256_loadu_si256((const __m256i *)(code[0] + 32 * h));
                     UNROLL for (int f = 1; f < 4; f++) /* codes are at most 2: no bit crosses into the next byte */
@@ -128,9 +134,10 @@ static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, in
                     _mm256_storeu_si256((__m256i *)(packed[r] + 8 * h), c);
                 }
             }
-            uint8_t *to = codes + (tile * supers + s) * 1024;
-            for (int j = 0; j < 16; j++)
+            for (int j = 0; j < 4 * fields; j++)
                 for (int r = 0; r < 16; r++) memcpy(to + 64 * j + 4 * r, &packed[r][j], 4);
+            to += 256 * fields;
+            b += fields;
         }
     }
 }
@@ -249,7 +256,7 @@ static const struct chm_backend_ops avx2_ops = {
         {
             .size = sizeof(struct chm_kernels),
             .quantise = quantise,
-            .ternary_matmul = ternary_matmul,
+            .t2_matmul = t2_matmul,
             .int8_matmul = int8_matmul,
             .f32_matmul = f32_matmul,
             .rmsnorm = portable_rmsnorm,

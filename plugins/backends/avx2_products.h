@@ -14,18 +14,15 @@
  */
 
 /* The four fields of a vector of codes, ready for multiply_add(). */
-ALWAYS_INLINE void split(__m256i codes, __m256i field[4], const int fields) {
+ALWAYS_INLINE void split(__m256i codes, __m256i field[4]) {
 #if defined(AVX_VNNI)
-    UNROLL for (int f = 0; f < fields; f++) field[f] = _mm256_and_si256(codes, _mm256_set1_epi8((char)(3 << 2 * f)));
+    UNROLL for (int f = 0; f < 4; f++) field[f] = _mm256_and_si256(codes, _mm256_set1_epi8((char)(3 << 2 * f)));
 #else
-    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12), shifted = _mm256_srli_epi16(codes, 4);
     field[0] = _mm256_and_si256(codes, low);
-    if (fields > 1) field[1] = _mm256_and_si256(codes, high);
-    if (fields > 2) {
-        const __m256i shifted = _mm256_srli_epi16(codes, 4);
-        field[2] = _mm256_and_si256(shifted, low);
-        if (fields > 3) field[3] = _mm256_and_si256(shifted, high);
-    }
+    field[1] = _mm256_and_si256(codes, high);
+    field[2] = _mm256_and_si256(shifted, low);
+    field[3] = _mm256_and_si256(shifted, high);
 #endif
 }
 
@@ -85,16 +82,17 @@ ALWAYS_INLINE void store_columns(float *y, const float *from, int64_t columns) {
 /* Codes stream from memory once and the hardware prefetcher alone leaves half the bandwidth unused. */
 enum { PREFETCH_BYTES = 4096 };
 
-/* One superblock, `fields` of its four blocks, for `halves` x 8 rows of the tile and `rows` activation rows. */
-ALWAYS_INLINE void stream_superblock(const uint8_t *codes, const uint8_t *record, int64_t group, int64_t super,
-                                     const struct chm_activation *x, int64_t row0, int half0, __m256 acc[3][2],
-                                     const int fields, const int halves, const int rows) {
-    const int64_t at = 4 * super;
+/* A whole superblock, or one block left over whose fields are its own quarters: for `halves` x 8 rows of the tile and
+ * `rows` activation rows. */
+ALWAYS_INLINE void stream_unit(const uint8_t *codes, const uint8_t *record, int64_t group, int64_t first,
+                               const struct chm_activation *x, int64_t row0, int half0, __m256 acc[3][2],
+                               const bool whole, const int halves, const int rows) {
+    const int steps = whole ? 16 : 4, dots = whole ? 4 : 1;
     const int8_t *q[3];
     __m256i sum[3][2][4];
     UNROLL for (int r = 0; r < rows; r++) {
-        q[r] = x->q + 64 * ((row0 + r) * x->blocks + at);
-        UNROLL for (int h = 0; h < halves; h++) UNROLL for (int f = 0; f < fields; f++) sum[r][h][f] =
+        q[r] = x->q + 64 * ((row0 + r) * x->blocks + first);
+        UNROLL for (int h = 0; h < halves; h++) UNROLL for (int f = 0; f < 4; f++) sum[r][h][f] =
             _mm256_setzero_si256();
     }
 #if defined(__clang__)
@@ -102,27 +100,29 @@ ALWAYS_INLINE void stream_superblock(const uint8_t *codes, const uint8_t *record
 #else
 #pragma GCC unroll 4
 #endif
-    for (int j = 0; j < 16; j++) {
-        if (half0 == 0) _mm_prefetch((const char *)(codes + 64 * j + PREFETCH_BYTES), _MM_HINT_T0);
+    for (int j = 0; j < steps; j++) {
+        if (half0 == 0 && whole) _mm_prefetch((const char *)(codes + 64 * j + PREFETCH_BYTES), _MM_HINT_T0);
         __m256i field[2][4];
         UNROLL for (int h = 0; h < halves; h++) {
-            split(_mm256_loadu_si256((const __m256i *)(codes + 64 * j + 32 * (half0 + h))), field[h], fields);
+            split(_mm256_loadu_si256((const __m256i *)(codes + 64 * j + 32 * (half0 + h))), field[h]);
         }
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) {
-            const __m256i a = broadcast4(q[r] + 64 * f + 4 * j);
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < 4; f++) {
+            const __m256i a = broadcast4(q[r] + (whole ? 64 : 16) * f + 4 * j);
             UNROLL for (int h = 0; h < halves; h++) {
                 sum[r][h][f] = multiply_add(sum[r][h][f], field[h][f], a);
                 KEEP(sum[r][h][f]);
             }
         }
     }
-    UNROLL for (int f = 0; f < fields; f++) {
-        const int64_t g = 64 * (at + f) / group;
+    UNROLL for (int f = 0; f < dots; f++) {
+        const int64_t g = 64 * (first + f) / group;
         UNROLL for (int h = 0; h < halves; h++) {
             const __m256 weight_scale = tile_scales(record, g, half0 + h);
             UNROLL for (int r = 0; r < rows; r++) {
-                const int64_t b = (row0 + r) * x->blocks + at + f;
-                const __m256i dot = _mm256_sub_epi32(field_sum(sum[r][h][f], f), _mm256_set1_epi32(x->sum[b]));
+                const int64_t b = (row0 + r) * x->blocks + first + f;
+                __m256i dot = _mm256_sub_epi32(field_sum(sum[r][h][f], f), _mm256_set1_epi32(x->sum[b]));
+                if (!whole)
+                    UNROLL for (int i = 1; i < 4; i++) dot = _mm256_add_epi32(dot, field_sum(sum[r][h][i], i));
                 acc[r][h] = apply_block(acc[r][h], dot, x->scale[b], weight_scale);
             }
         }
@@ -132,30 +132,19 @@ ALWAYS_INLINE void stream_superblock(const uint8_t *codes, const uint8_t *record
 /* 1 to 3 rows: decode in registers while the codes stream by */
 ALWAYS_INLINE void stream_tile(const struct chm_ternary *w, int64_t tile, const struct chm_activation *x, int64_t row0,
                                float *y, int64_t ldy, const int rows) {
-    const int64_t supers = chm_ternary_superblocks(w->in), blocks = portable_blocks(w->in);
-    const int64_t full = blocks / 4, columns = portable_min(16, w->out - 16 * tile);
+    const int64_t blocks = chm_ternary_blocks(w->in), whole = blocks / 4 * 4;
+    const int64_t columns = portable_min(16, w->out - 16 * tile);
     const uint8_t *record = w->scales + tile * chm_ternary_scale_stride(w->in, w->group);
-    const uint8_t *codes = w->codes + tile * supers * 1024;
+    const uint8_t *codes = w->codes + tile * 256 * blocks;
     const int halves = rows == 1 ? 2 : 1; /* what the 16 registers hold */
     float out[3][16];
     for (int half = 0; half < 2; half += halves) {
         __m256 acc[3][2];
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int h = 0; h < halves; h++) acc[r][h] = _mm256_setzero_ps();
-        for (int64_t s = 0; s < full; s++)
-            stream_superblock(codes + 1024 * s, record, w->group, s, x, row0, half, acc, 4, halves, rows);
-        switch (blocks % 4) {
-        case 1:
-            stream_superblock(codes + 1024 * full, record, w->group, full, x, row0, half, acc, 1, halves, rows);
-            break;
-        case 2:
-            stream_superblock(codes + 1024 * full, record, w->group, full, x, row0, half, acc, 2, halves, rows);
-            break;
-        case 3:
-            stream_superblock(codes + 1024 * full, record, w->group, full, x, row0, half, acc, 3, halves, rows);
-            break;
-        default:
-            break;
-        }
+        for (int64_t b = 0; b < whole; b += 4)
+            stream_unit(codes + 256 * b, record, w->group, b, x, row0, half, acc, true, halves, rows);
+        for (int64_t b = whole; b < blocks; b++)
+            stream_unit(codes + 256 * b, record, w->group, b, x, row0, half, acc, false, halves, rows);
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int h = 0; h < halves; h++)
             _mm256_storeu_ps(out[r] + 8 * (half + h), acc[r][h]);
     }
@@ -191,13 +180,16 @@ struct panel {
     float acc[PANEL_TILES][PANEL_ROWS][16];
 } __attribute__((aligned(64)));
 
-ALWAYS_INLINE void expand(const uint8_t *codes, struct panel *p, const int fields) {
+/* a whole superblock, or a block left over, whose step j is quarter j / 4 of vector j % 4 */
+ALWAYS_INLINE void expand(const uint8_t *codes, struct panel *p, const bool whole) {
     const __m256i low = _mm256_set1_epi8(3);
-    for (int j = 0; j < 32; j++) {
+    for (int j = 0; j < (whole ? 32 : 8); j++) {
         const __m256i c = _mm256_loadu_si256((const __m256i *)(codes + 32 * j));
-        UNROLL for (int f = 0; f < fields; f++)
-            _mm256_store_si256((__m256i *)&p->code[f][j / 2][32 * (j % 2)],
+        UNROLL for (int f = 0; f < 4; f++) {
+            uint8_t *to = whole ? p->code[f][j / 2] : p->code[0][4 * f + j / 2];
+            _mm256_store_si256((__m256i *)(to + 32 * (j % 2)),
                                _mm256_and_si256(f > 0 ? _mm256_srli_epi16(c, 2 * f) : c, low));
+        }
     }
 }
 
@@ -230,7 +222,7 @@ ALWAYS_INLINE void panel_rows(const struct panel *p, int field, int64_t row0, fl
 
 static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
                          float *y, int64_t ldy) {
-    const int64_t supers = chm_ternary_superblocks(w->in), blocks = portable_blocks(w->in);
+    const int64_t blocks = chm_ternary_blocks(w->in);
     const int64_t stride = chm_ternary_scale_stride(w->in, w->group);
     struct panel p;
     for (int64_t row0 = 0; row0 < x->rows; row0 += PANEL_ROWS) {
@@ -238,10 +230,11 @@ static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t til
         for (int64_t band = tile0; band < tile1; band += PANEL_TILES) {
             const int64_t tiles = portable_min(PANEL_TILES, tile1 - band);
             for (int64_t t = 0; t < tiles; t++) memset(p.acc[t], 0, (size_t)rows * sizeof p.acc[t][0]);
-            for (int64_t s = 0; s < supers; s++) {
-                const int fields = (int)portable_min(4, blocks - 4 * s);
+            for (int64_t b = 0; b < blocks;) {
+                const bool whole = b + 4 <= blocks;
+                const int fields = whole ? 4 : 1;
                 for (int64_t r = 0; r < rows; r++) {
-                    const int64_t at = (row0 + r) * x->blocks + 4 * s;
+                    const int64_t at = (row0 + r) * x->blocks + b;
                     memcpy(p.q[r], x->q + 64 * at, (size_t)fields * 64);
                     for (int f = 0; f < fields; f++) {
                         p.act_scale[r][f] = x->scale[at + f];
@@ -249,26 +242,16 @@ static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t til
                     }
                 }
                 for (int64_t t = 0; t < tiles; t++) {
-                    const uint8_t *codes = w->codes + ((band + t) * supers + s) * 1024;
+                    const uint8_t *codes = w->codes + 256 * ((band + t) * blocks + b);
                     const uint8_t *record = w->scales + (band + t) * stride;
-                    switch (fields) {
-                    case 1:
-                        expand(codes, &p, 1);
-                        break;
-                    case 2:
-                        expand(codes, &p, 2);
-                        break;
-                    case 3:
-                        expand(codes, &p, 3);
-                        break;
-                    default:
-                        expand(codes, &p, 4);
-                        break;
-                    }
+                    if (whole)
+                        expand(codes, &p, true);
+                    else
+                        expand(codes, &p, false);
                     for (int f = 0; f < fields; f++)
                         for (int half = 0; half < 2; half++)
                             _mm256_storeu_ps(p.weight_scale[f] + 8 * half,
-                                             tile_scales(record, 64 * (4 * s + f) / w->group, half));
+                                             tile_scales(record, 64 * (b + f) / w->group, half));
                     for (int f = 0; f < fields; f++) {
                         int64_t r = 0;
                         for (; r + PANEL_BLOCK <= rows; r += PANEL_BLOCK) panel_rows(&p, f, r, p.acc[t], PANEL_BLOCK);
@@ -287,6 +270,7 @@ static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t til
                         }
                     }
                 }
+                b += fields;
             }
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t first = 16 * (band + t), columns = portable_min(16, w->out - first);
@@ -296,7 +280,7 @@ static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t til
     }
 }
 
-static void ternary_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+static void t2_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
                            float *y, int64_t ldy) {
     switch (x->rows) {
     case 0:

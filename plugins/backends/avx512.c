@@ -83,37 +83,46 @@ ALWAYS_INLINE __m512i ternarise_block(const float *w, int64_t n, float scale, fl
     return _mm512_mask_blend_epi8((__mmask64)below, code, _mm512_setzero_si512());
 }
 
-static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0, int64_t tile1,
+static void ternarise(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0, int64_t tile1,
                       uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t supers = chm_ternary_superblocks(in);
-    const int64_t stride = chm_ternary_scale_stride(in, group);
+    const int64_t blocks = chm_ternary_blocks(in), stride = chm_ternary_scale_stride(in, group);
+    if (sparse) {
+        portable_ternarise(w, out, in, group, sparse, tile0, tile1, codes, scales, dequant);
+        return;
+    }
     for (int64_t tile = tile0; tile < tile1; tile++) {
-        uint8_t *record = scales + tile * stride;
+        uint8_t *record = scales + tile * stride, *to = codes + tile * 256 * blocks;
         float row_scale[16];
-        portable_measure_tile(w, out, in, group, tile, record, row_scale);
-        for (int64_t s = 0; s < supers; s++) {
+        portable_measure_tile(w, out, in, group, false, tile, record, row_scale);
+        for (int64_t b = 0; b < blocks;) {
+            const bool whole = b + 4 <= blocks;
+            const int fields = whole ? 4 : 1;
             __m512i packed[16]; /* of a row: 16 steps of four bytes, four fields in each */
             for (int r = 0; r < 16; r++) {
                 const int64_t row = 16 * tile + r;
                 packed[r] = _mm512_set1_epi8(0x55);
                 if (row >= out) continue;
                 __m512i code[4];
-                for (int f = 0; f < 4; f++) {
-                    const int64_t first = 256 * s + 64 * f, n = portable_min(64, in - first);
-                    code[f] = _mm512_set1_epi8(1);
-                    if (n <= 0) continue;
+                for (int f = 0; f < fields; f++) {
+                    const int64_t first = 64 * (b + f), n = portable_min(64, in - first);
                     const uint8_t *group_scale = record + 64 + 16 * (first / group);
                     code[f] = ternarise_block(w + row * in + first, n, (float)group_scale[r] * row_scale[r],
                                               dequant != NULL ? dequant + row * in + first : NULL);
                 }
+                /* a block by itself has its quarters as fields: of them only the first 16 bytes count */
+                for (int f = fields; f < 4; f++)
+                    code[f] = _mm512_castsi128_si512(f == 1   ? _mm512_extracti32x4_epi32(code[0], 1)
+                                                     : f == 2 ? _mm512_extracti32x4_epi32(code[0], 2)
+                                                              : _mm512_extracti32x4_epi32(code[0], 3));
                 /* codes are at most 2: no bit crosses into the next byte */
                 const __m512i low = _mm512_or_si512(code[0], _mm512_slli_epi16(code[1], 2));
                 const __m512i high = _mm512_or_si512(code[2], _mm512_slli_epi16(code[3], 2));
                 packed[r] = _mm512_or_si512(low, _mm512_slli_epi16(high, 4));
             }
             transpose16(packed);
-            uint8_t *to = codes + (tile * supers + s) * 1024;
-            for (int j = 0; j < 16; j++) _mm512_storeu_si512(to + 64 * j, packed[j]);
+            for (int j = 0; j < 4 * fields; j++) _mm512_storeu_si512(to + 64 * j, packed[j]);
+            to += 256 * fields;
+            b += fields;
         }
     }
 }
@@ -241,7 +250,7 @@ static void delta_read(const float *S, int64_t dk, int64_t dv, const float *q, f
     for (; j < dv; j += 16) read_strip(S + j, dk, dv, q, scale, o + j, 1, false, lanes(dv - j));
 }
 
-static const struct chm_backend_level *const levels[] = {&chm_avx512_vnni, &chm_avx512_bf16};
+static const struct chm_backend_level *const levels[] = {&chm_avx512_vbmi, &chm_avx512_vnni, &chm_avx512_bf16};
 
 static const struct chm_backend_ops avx512_ops = {
     .size = sizeof(struct chm_backend_ops),
@@ -250,7 +259,7 @@ static const struct chm_backend_ops avx512_ops = {
         {
             .size = sizeof(struct chm_kernels),
             .quantise = quantise,
-            .ternary_matmul = ternary_matmul,
+            .t2_matmul = t2_matmul,
             .int8_matmul = int8_matmul,
             .f32_matmul = f32_matmul,
             .rmsnorm = portable_rmsnorm,

@@ -16,6 +16,8 @@
 #define AVX512_CPU       CHM_CPU_AVX512
 #define AVX512_VNNI_NAME "avx512_vnni"
 #define AVX512_VNNI_CPU  CHM_CPU_AVX512_VNNI
+#define AVX512_VBMI_NAME "avx512_vbmi"
+#define AVX512_VBMI_CPU  (CHM_CPU_AVX512_VNNI | CHM_CPU_AVX512_VBMI)
 #define AVX512_BF16_NAME "avx512_bf16"
 #define AVX512_BF16_CPU  CHM_CPU_AVX512_BF16
 #define BF16_OF(v)       ((__m512bh)(v)) /* the same bits */
@@ -38,6 +40,8 @@
 
 /* The level for CPUs with the byte dot product, avx512_vnni.c */
 extern const struct chm_backend_level chm_avx512_vnni;
+/* with that and permutations of bytes, avx512_vbmi.c */
+extern const struct chm_backend_level chm_avx512_vbmi;
 /* and with the bf16 dot product, avx512_bf16.c */
 extern const struct chm_backend_level chm_avx512_bf16;
 

@@ -6,5 +6,5 @@ const struct chm_backend_level chm_avx512_vnni = {
     .size = sizeof(struct chm_backend_level),
     .name = AVX512_VNNI_NAME,
     .cpu = AVX512_VNNI_CPU,
-    .kernels = {.size = sizeof(struct chm_kernels), .ternary_matmul = ternary_matmul, .int8_matmul = int8_matmul},
+    .kernels = {.size = sizeof(struct chm_kernels), .t2_matmul = t2_matmul, .int8_matmul = int8_matmul},
 };

@@ -240,45 +240,55 @@ static inline int32_t portable_dot_i16(const int16_t *a, const int16_t *b) {
     return d;
 }
 
-static inline void portable_ternary_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+static inline void portable_ternary_matmul(int32_t encoding, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
                                            const struct chm_activation *x, float *y, int64_t ldy) {
     enum { CHUNK = 32 }; /* activation rows between two looks at the same codes */
-    const int64_t supers = chm_ternary_superblocks(w->in), blocks = portable_blocks(w->in);
+    const int64_t blocks = chm_ternary_blocks(w->in), code_stride = chm_ternary_code_stride(encoding, w->in);
     const int64_t stride = chm_ternary_scale_stride(w->in, w->group);
     for (int64_t tile = tile0; tile < tile1; tile++) {
-        const uint8_t *record = w->scales + tile * stride;
+        const uint8_t *record = w->scales + tile * stride, *codes = w->codes + tile * code_stride;
         const int64_t columns = portable_min(16, w->out - 16 * tile);
         for (int64_t row0 = 0; row0 < x->rows; row0 += CHUNK) {
             const int64_t rows = portable_min(CHUNK, x->rows - row0);
             float acc[CHUNK][16];
             memset(acc, 0, sizeof acc);
-            for (int64_t s = 0; s < supers; s++) {
-                const uint8_t *codes = w->codes + (tile * supers + s) * 1024;
-                const int fields = (int)portable_min(4, blocks - 4 * s);
-                for (int f = 0; f < fields; f++) {
-                    const int64_t b = 4 * s + f;
-                    int16_t trit[16][64];
-                    for (int j = 0; j < 16; j++)
-                        for (int r = 0; r < 16; r++)
-                            for (int i = 0; i < 4; i++)
-                                trit[r][4 * j + i] = (int16_t)(((codes[64 * j + 4 * r + i] >> (2 * f)) & 3) - 1);
-                    float scale[16];
-                    portable_tile_scales(record, 64 * b / w->group, scale);
-                    for (int64_t row = 0; row < rows; row++) {
-                        const int64_t at = (row0 + row) * x->blocks + b;
-                        int16_t q[64];
-                        for (int i = 0; i < 64; i++) q[i] = x->q[64 * at + i];
-                        int32_t dot[16];
-                        for (int r = 0; r < 16; r++) dot[r] = portable_dot_i16(q, trit[r]);
-                        for (int r = 0; r < 16; r++)
-                            acc[row][r] = acc[row][r] + (float)dot[r] * (x->scale[at] * scale[r]);
-                    }
+            for (int64_t b = 0; b < blocks; b++) {
+                uint8_t code[16][64];
+                int16_t trit[16][64];
+                float scale[16];
+                chm_ternary_block(encoding, codes, blocks, b, code);
+                for (int r = 0; r < 16; r++)
+                    for (int i = 0; i < 64; i++) trit[r][i] = (int16_t)(code[r][i] - 1);
+                portable_tile_scales(record, 64 * b / w->group, scale);
+                for (int64_t row = 0; row < rows; row++) {
+                    const int64_t at = (row0 + row) * x->blocks + b;
+                    int16_t q[64];
+                    for (int i = 0; i < 64; i++) q[i] = x->q[64 * at + i];
+                    int32_t dot[16];
+                    for (int r = 0; r < 16; r++) dot[r] = portable_dot_i16(q, trit[r]);
+                    for (int r = 0; r < 16; r++)
+                        acc[row][r] = acc[row][r] + (float)dot[r] * (x->scale[at] * scale[r]);
                 }
             }
             for (int64_t row = 0; row < rows; row++)
                 memcpy(y + (row0 + row) * ldy + 16 * tile, acc[row], (size_t)columns * sizeof(float));
         }
     }
+}
+
+static inline void portable_t2_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                                      const struct chm_activation *x, float *y, int64_t ldy) {
+    portable_ternary_matmul(CHM_ENCODING_T2, w, tile0, tile1, x, y, ldy);
+}
+
+static inline void portable_t5_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                                      const struct chm_activation *x, float *y, int64_t ldy) {
+    portable_ternary_matmul(CHM_ENCODING_T5, w, tile0, tile1, x, y, ldy);
+}
+
+static inline void portable_sherry_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                                          const struct chm_activation *x, float *y, int64_t ldy) {
+    portable_ternary_matmul(CHM_ENCODING_SHERRY, w, tile0, tile1, x, y, ldy);
 }
 
 static inline void portable_int8_matmul(const struct chm_int8_matrix *w, int64_t out0, int64_t out1,
@@ -298,22 +308,55 @@ static inline void portable_int8_matmul(const struct chm_int8_matrix *w, int64_t
     }
 }
 
+/* Which of the four inputs from i on sherry makes zero: the smallest, the first of equals. Inputs past the end are 0. */
+static inline int portable_sparse_zero(const float *w, int64_t in, int64_t i) {
+    int zero = 0;
+    float least = INFINITY;
+    for (int n = 0; n < 4; n++) {
+        const float size = i + n < in ? portable_abs(w[i + n]) : 0.0f;
+        if (size < least) {
+            least = size;
+            zero = n;
+        }
+    }
+    return zero;
+}
+
+/* The mean of |w| over a group: `sparse`: over those that sherry does not make zero, summed in index order. */
+static inline float portable_group_mean(const float *w, int64_t in, int64_t first, int64_t n, bool sparse) {
+    float mean = 0.0f;
+    if (!sparse) {
+        mean = portable_sum_abs(w + first, n) / (float)n;
+    } else {
+        int64_t kept = 0;
+        for (int64_t i = first; i < first + n; i += 4) {
+            const int zero = portable_sparse_zero(w, in, i);
+            for (int m = 0; m < 4; m++)
+                if (m != zero && i + m < in) {
+                    mean += portable_abs(w[i + m]);
+                    kept++;
+                }
+        }
+        mean = kept > 0 ? mean / (float)kept : 0.0f;
+    }
+    return mean > 1e-5f ? mean : 1e-5f;
+}
+
 /* One row's stored scales: row_scale = (largest group absmean) / 255, code = clamp(rne(absmean / row_scale), 1, 255),
  * where absmean is over the group's real inputs and at least 1e-5. */
-static inline float portable_row_scales(const float *w, int64_t in, int64_t group, uint8_t *codes, int64_t stride) {
+static inline float portable_row_scales(const float *w, int64_t in, int64_t group, bool sparse, uint8_t *codes,
+                                        int64_t stride) {
     const int64_t groups = chm_ternary_groups(in, group);
     float most = 0.0f;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t n = portable_min(group, in - g * group);
-        float mean = portable_sum_abs(w + g * group, n) / (float)n;
-        mean = mean > 1e-5f ? mean : 1e-5f;
+        const float mean = portable_group_mean(w, in, g * group, n, sparse);
         most = mean > most ? mean : most;
     }
     const float row_scale = most / 255.0f;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t n = portable_min(group, in - g * group);
-        float mean = portable_sum_abs(w + g * group, n) / (float)n;
-        mean = mean > 1e-5f ? mean : 1e-5f;
+        const float mean = portable_group_mean(w, in, g * group, n, sparse);
         float code = mean / row_scale;
         code = code > 1.0f ? code : 1.0f;
         code = code < 255.0f ? code : 255.0f;
@@ -323,58 +366,63 @@ static inline float portable_row_scales(const float *w, int64_t in, int64_t grou
 }
 
 /* The scales of a tile: 16 of rows, then a code per group and row; a row past the end has scale 0 and codes 1. */
-static inline void portable_measure_tile(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile,
-                                         uint8_t *record, float row_scale[16]) {
+static inline void portable_measure_tile(const float *w, int64_t out, int64_t in, int64_t group, bool sparse,
+                                         int64_t tile, uint8_t *record, float row_scale[16]) {
     memset(record + 64, 1, (size_t)(16 * chm_ternary_groups(in, group)));
     for (int r = 0; r < 16; r++) {
         const int64_t row = 16 * tile + r;
-        row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, record + 64 + r, 16) : 0.0f;
+        row_scale[r] = row < out ? portable_row_scales(w + row * in, in, group, sparse, record + 64 + r, 16) : 0.0f;
     }
     memcpy(record, row_scale, 16 * sizeof *row_scale);
 }
 
-/* trit = rne(clamp(w * (1/scale), -1, 1)), which is 0 exactly where |w/scale| <= 1/2 */
-static inline void portable_ternarise(const float *w, int64_t out, int64_t in, int64_t group, int64_t tile0,
-                                      int64_t tile1, uint8_t *codes, uint8_t *scales, float *dequant) {
-    const int64_t supers = chm_ternary_superblocks(in);
+/* Codes of n <= 64 weights from w[first], and trit * scale: trit = rne(clamp(w * (1/scale), -1, 1)), which is 0 exactly
+ * where |w/scale| <= 1/2; `sparse`: the sign, but 0 for the one of four that sherry makes zero. */
+static inline void portable_ternarise_block(const float *w, int64_t in, int64_t first, bool sparse, float scale,
+                                            uint8_t code[64], float *dequant) {
+    const int64_t n = portable_min(64, in - first);
+    memset(code, 1, 64);
+    if (sparse) {
+        for (int64_t i = 0; i < n; i += 4) {
+            const int zero = portable_sparse_zero(w, in, first + i);
+            for (int m = 0; m < 4; m++)
+                if (m != zero && first + i + m < in) code[i + m] = w[first + i + m] < 0.0f ? 0 : 2;
+        }
+    } else {
+        const float inverse = 1.0f / scale;
+        for (int64_t i = 0; i < n; i++) {
+            const float t = w[first + i] * inverse;
+            code[i] = (uint8_t)(1 + (t > 0.5f) - (t < -0.5f));
+        }
+    }
+    if (dequant != NULL)
+        for (int64_t i = 0; i < n; i++) dequant[first + i] = (float)((int)code[i] - 1) * scale;
+}
+
+static inline void portable_ternarise(const float *w, int64_t out, int64_t in, int64_t group, bool sparse,
+                                      int64_t tile0, int64_t tile1, uint8_t *codes, uint8_t *scales, float *dequant) {
+    const int64_t blocks = chm_ternary_blocks(in), full = blocks / 4;
     const int64_t stride = chm_ternary_scale_stride(in, group);
     for (int64_t tile = tile0; tile < tile1; tile++) {
-        uint8_t *record = scales + tile * stride;
+        uint8_t *record = scales + tile * stride, *to = codes + tile * 256 * blocks;
         float row_scale[16];
-        portable_measure_tile(w, out, in, group, tile, record, row_scale);
-        for (int64_t s = 0; s < supers; s++) {
-            uint8_t packed[16][64]; /* four fields of a byte side by side, row after row */
+        portable_measure_tile(w, out, in, group, sparse, tile, record, row_scale);
+        memset(to, 0, (size_t)(256 * blocks));
+        for (int64_t b = 0; b < blocks; b++)
             for (int r = 0; r < 16; r++) {
                 const int64_t row = 16 * tile + r;
-                if (row >= out) {
-                    memset(packed[r], 0x55, 64);
-                    continue;
-                }
-                memset(packed[r], 0, 64);
-                for (int f = 0; f < 4; f++) {
-                    const int64_t first = 256 * s + 64 * f, block = first / group;
-                    const int64_t n = portable_min(64, in - first);
-                    uint8_t trit[64];
-                    memset(trit, 1, sizeof trit);
-                    if (n > 0) {
-                        const float scale = (float)record[64 + 16 * block + r] * row_scale[r];
-                        const float inverse = 1.0f / scale;
-                        const float *v = w + row * in + first;
-                        for (int64_t i = 0; i < n; i++) {
-                            const float t = v[i] * inverse;
-                            trit[i] = (uint8_t)(1 + (t > 0.5f) - (t < -0.5f));
-                        }
-                        if (dequant != NULL)
-                            for (int64_t i = 0; i < n; i++)
-                                dequant[row * in + first + i] = (float)((int)trit[i] - 1) * scale;
-                    }
-                    for (int i = 0; i < 64; i++) packed[r][i] = (uint8_t)(packed[r][i] | trit[i] << (2 * f));
+                uint8_t code[64];
+                memset(code, 1, sizeof code);
+                if (row < out)
+                    portable_ternarise_block(w + row * in, in, 64 * b, sparse,
+                                             (float)record[64 + 16 * (64 * b / group) + r] * row_scale[r], code,
+                                             dequant != NULL ? dequant + row * in : NULL);
+                for (int j = 0; j < 16; j++) {
+                    const int shift = b < 4 * full ? 2 * (int)(b % 4) : 2 * (j / 4);
+                    uint8_t *at = to + (b < 4 * full ? 1024 * (b / 4) + 64 * j : 256 * b + 64 * (j % 4)) + 4 * r;
+                    for (int i = 0; i < 4; i++) at[i] = (uint8_t)(at[i] | code[4 * j + i] << shift);
                 }
             }
-            uint8_t *to = codes + (tile * supers + s) * 1024;
-            for (int j = 0; j < 16; j++)
-                for (int r = 0; r < 16; r++) memcpy(to + 64 * j + 4 * r, packed[r] + 4 * j, 4);
-        }
     }
 }
 

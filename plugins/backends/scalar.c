@@ -20,7 +20,7 @@ static const struct chm_backend_ops scalar_ops = {
         {
             .size = sizeof(struct chm_kernels),
             .quantise = portable_quantise,
-            .ternary_matmul = portable_ternary_matmul,
+            .t2_matmul = portable_t2_matmul,
             .int8_matmul = portable_int8_matmul,
             .f32_matmul = portable_f32_matmul,
             .rmsnorm = portable_rmsnorm,
@@ -48,6 +48,8 @@ static const struct chm_backend_ops scalar_ops = {
             .gradient_matmul = portable_gradient_matmul,
             .outer_step = portable_outer_step,
             .block_matmul = portable_gemm,
+            .t5_matmul = portable_t5_matmul,
+            .sherry_matmul = portable_sherry_matmul,
         },
 };
 

@@ -22,6 +22,8 @@
 #define AVX512_CPU       (CHM_CPU_AVX2 | CHM_CPU_FMA)
 #define AVX512_VNNI_NAME "avx512_vnni_emulated"
 #define AVX512_VNNI_CPU  0
+#define AVX512_VBMI_NAME "avx512_vbmi_emulated"
+#define AVX512_VBMI_CPU  0
 #define AVX512_BF16_NAME "avx512_bf16_emulated"
 #define AVX512_BF16_CPU  0
 #define BF16_OF(v)       (v)

@@ -109,9 +109,33 @@ void ref_quantise(const float *x, int64_t width, int8_t *q, float *scale, int32_
 }
 
 int ref_trit(const struct chm_ternary *w, int64_t out, int64_t in) {
-    const int64_t tile = out / 16, r = out % 16, s = in / 256, f = in % 256 / 64, j = in % 64 / 4, i = in % 4;
-    const uint8_t byte = w->codes[(tile * ((w->in + 255) / 256) + s) * 1024 + 64 * j + 4 * r + i];
-    return (byte >> (2 * f) & 3) - 1;
+    const int64_t blocks = (w->in + 63) / 64, b = in / 64, r = out % 16;
+    const int at = (int)(in % 64);
+    if (w->encoding == CHM_ENCODING_SHERRY) {
+        const int64_t pairs = blocks / 2, tile = pairs * 320 + blocks % 2 * 192;
+        const uint8_t *codes = w->codes + out / 16 * tile + b / 2 * 320;
+        const uint8_t *nibbles = codes + b % 2 * 128, *mirrors = codes + (b / 2 < pairs ? 256 + b % 2 * 32 : 128);
+        const int p = at / 16, lane = (int)(4 * r) + at % 16 / 4, n = at % 4;
+        const int nibble = nibbles[p / 2 * 64 + lane] >> (p % 2 * 4) & 15, zero = nibble >> 2;
+        if (n == zero) return 0;
+        const int place = n - (n > zero), plus = place == 2 ? 1 : nibble >> place & 1;
+        const int mirror = mirrors[p * 8 + lane / 8] >> (lane % 8) & 1;
+        return plus != mirror ? 1 : -1;
+    }
+    const int64_t each = w->encoding == CHM_ENCODING_T5 ? 5 : 4, full = blocks / each;
+    const uint8_t *codes = w->codes + out / 16 * (full * 1024 + blocks % each * 256) + b / each * 1024;
+    if (b / each == full) {
+        const uint8_t byte = codes[b % each * 256 + at % 16 / 4 * 64 + 4 * r + at % 4];
+        return (byte >> (at / 16 * 2) & 3) - 1;
+    }
+    int byte = codes[at / 4 * 64 + 4 * r + at % 4];
+    const int f = (int)(b % each);
+    if (w->encoding == CHM_ENCODING_T2) return (byte >> (2 * f) & 3) - 1;
+    const int high = byte / 84;
+    if (f == 4) return high - 1;
+    byte -= 84 * high;
+    for (int n = 0; n < f; n++) byte /= 3;
+    return byte % 3 - 1;
 }
 
 float ref_ternary_scale(const struct chm_ternary *w, int64_t out, int64_t in) {
@@ -163,16 +187,33 @@ float ref_lanes_product(const float *a, const float *b, int64_t n) {
     return fold(lane);
 }
 
-void ref_ternary_grid(const float *w, int64_t in, int64_t group, float *row_scale, uint8_t *codes) {
+int ref_sparse_trit(const float *w, int64_t in, int64_t i) {
+    int64_t zero = -1;
+    for (int64_t n = i / 4 * 4; n < i / 4 * 4 + 4; n++) {
+        const float size = n < in ? fabsf(w[n]) : 0;
+        if (zero < 0 || size < (zero < in ? fabsf(w[zero]) : 0)) zero = n;
+    }
+    return i == zero ? 0 : w[i] < 0 ? -1 : 1;
+}
+
+void ref_ternary_grid(const float *w, int64_t in, int64_t group, bool sparse, float *row_scale, uint8_t *codes) {
     const int64_t groups = (in + group - 1) / group;
     float most = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t g = 0; g < groups; g++) {
             const int64_t n = in - g * group < group ? in - g * group : group;
-            float lane[16] = {0};
-            for (int64_t i = 0; i < n; i++) lane[i % 16] = lane[i % 16] + fabsf(w[g * group + i]);
-            float mean = fold(lane) / (float)n;
-            if (mean < 1e-5f) mean = 1e-5f;
+            float lane[16] = {0}, sum = 0;
+            int64_t kept = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const float size = fabsf(w[g * group + i]);
+                if (!sparse)
+                    lane[i % 16] = lane[i % 16] + size;
+                else if (ref_sparse_trit(w, in, g * group + i) != 0)
+                    sum = sum + size;
+                kept += !sparse || ref_sparse_trit(w, in, g * group + i) != 0;
+            }
+            float mean = kept == 0 ? 0 : (sparse ? sum : fold(lane)) / (float)kept;
+            if (!(mean > 1e-5f)) mean = 1e-5f;
             if (pass == 0) {
                 if (mean > most) most = mean;
             } else {

@@ -28,7 +28,9 @@ float ref_int8_product(const struct chm_int8_matrix *w, int64_t out, const struc
 /* 16 sums by index mod 16, folded pairwise */
 float ref_lanes_product(const float *a, const float *b, int64_t n);
 /* the stored scale of one row's group and its row scale, from the definition */
-void ref_ternary_grid(const float *w, int64_t in, int64_t group, float *row_scale, uint8_t *codes);
+/* sparse: 3 of 4 as sherry has them, ref_sparse_trit() the trit of input i */
+int ref_sparse_trit(const float *w, int64_t in, int64_t i);
+void ref_ternary_grid(const float *w, int64_t in, int64_t group, bool sparse, float *row_scale, uint8_t *codes);
 
 /*
  * The delta rule one row after another: q[a][rows][dk], v, o[a][rows][dv]. S[dk][dv] is advanced.
