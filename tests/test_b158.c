@@ -54,7 +54,9 @@ static void make(matrix *m, const char *name, enum chm_format format, int rank, 
                  uint32_t key) {
     chm_param *p = &m->param;
     uint64_t at = 0;
+    const int32_t stored = p->stored;
     memset(m, 0, sizeof *m);
+    p->stored = stored;
     p->name = chm_strdup(name);
     p->format = format;
     p->role = format == CHM_FORMAT_INT8 ? CHM_ROLE_EMBEDDING : CHM_ROLE_TERNARY;
@@ -97,7 +99,8 @@ static void make(matrix *m, const char *name, enum chm_format format, int rank, 
             memcpy(scales + o % 16 * 4, &row, sizeof row);
             for (int64_t g = 0; g < groups; g++) scales[64 + 16 * g + o % 16] = (uint8_t)draw(key, at++, 256);
             for (int64_t i = 0; i < in; i++) {
-                const int trit = (int)draw(key, at++, 3) - 1;
+                int trit = (int)draw(key, at++, 3) - 1;
+                if (p->stored == CHM_ENCODING_SHERRY) trit = i % 4 == (o + i / 4) % 4 ? 0 : trit < 1 ? -1 : 1;
                 set_t2(m->codes + o / 16 * code_stride, in, o % 16, i, trit);
                 u8 = scales[64 + 16 * (i / group) + o % 16];
                 m->expected[o * in + i] = (float)trit * ((float)u8 * row);
@@ -185,7 +188,7 @@ static void test_round_trip(void **state) {
     static const int64_t outs[] = {1, 16, 17}, ins[] = {1, 64, 65, 192, 257};
     static const int64_t shape4[] = {3, 1, 2, 5}, shape1[] = {7}, shape3[] = {4, 3, 19};
     for (int64_t group = 64; group <= 128; group += 64) {
-        matrix m[40];
+        matrix m[40] = {0};
         chm_param *param[40], copy[40], *list[40];
         int n = 0;
         char name[64];
@@ -276,23 +279,27 @@ static void test_python(void **state) {
         skip();
     }
     static const char *const expected = "test_b158.tmp.safetensors";
-    matrix m[7];
-    chm_param *param[7];
-    chm_st_tensor tensor[7] = {0};
+    matrix m[9] = {0};
+    chm_param *param[9];
+    chm_st_tensor tensor[9] = {0};
     make_small(m, param);
     make(&m[3], "one", CHM_FORMAT_TERNARY, 2, (const int64_t[]){1, 1}, 64, 4);
     make(&m[4], "wide", CHM_FORMAT_TERNARY, 2, (const int64_t[]){33, 257}, 64, 5);
+    m[7].param.stored = CHM_ENCODING_T5;
+    make(&m[7], "five", CHM_FORMAT_TERNARY, 2, (const int64_t[]){35, 833}, 64, 8);
+    m[8].param.stored = CHM_ENCODING_SHERRY;
+    make(&m[8], "sparse", CHM_FORMAT_TERNARY, 2, (const int64_t[]){19, 318}, 64, 9);
     make(&m[5], "even", CHM_FORMAT_INT8, 2, (const int64_t[]){16, 192}, 64, 6);
     make(&m[6], "gain", CHM_FORMAT_F32, 1, (const int64_t[]){9}, 64, 7);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 9; i++) {
         param[i] = &m[i].param;
         tensor[i] = (chm_st_tensor){.name = param[i]->name, .dtype = CHM_ST_F32, .rank = param[i]->rank};
         memcpy(tensor[i].shape, param[i]->shape, sizeof param[i]->shape);
         tensor[i].data = (const uint8_t *)m[i].expected;
         tensor[i].bytes = (uint64_t)param[i]->count * 4;
     }
-    assert_int_equal(chm_b158_write(scratch, param, 7, card, NULL, 0), CHM_OK);
-    assert_int_equal(chm_safetensors_write(expected, tensor, 7, NULL, NULL, 0, false), CHM_OK);
+    assert_int_equal(chm_b158_write(scratch, param, 9, card, NULL, 0), CHM_OK);
+    assert_int_equal(chm_safetensors_write(expected, tensor, 9, NULL, NULL, 0, false), CHM_OK);
     setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
     setenv("B158_MODEL", scratch, 1);
     setenv("B158_EXPECTED", expected, 1);
@@ -302,7 +309,7 @@ static void test_python(void **state) {
                         "import b158\n"
                         "got = b158.decode(os.environ[\"B158_MODEL\"])\n"
                         "want, _ = b158.read_safetensors(os.environ[\"B158_EXPECTED\"])\n"
-                        "assert sorted(got) == sorted(want) and len(got) == 7, sorted(got)\n"
+                        "assert sorted(got) == sorted(want) and len(got) == 9, sorted(got)\n"
                         "for name, w in want.items():\n"
                         "    g = got[name]\n"
                         "    assert g.dtype == w.dtype and g.shape == w.shape and (g == w).all(), name\n"
@@ -311,7 +318,7 @@ static void test_python(void **state) {
     status = system("python3 \"$CHM_SOURCE_ROOT/tools/b158.py\" \"$B158_MODEL\" test_b158.tmp.npz >test_b158.tmp.txt &&"
                     "grep -q 'wide *(33, 257) *rms' test_b158.tmp.txt && test -s test_b158.tmp.npz");
     assert_int_equal(status, 0);
-    for (int i = 0; i < 7; i++) drop(&m[i]);
+    for (int i = 0; i < 9; i++) drop(&m[i]);
     unlink("test_b158.tmp.npz");
     unlink("test_b158.tmp.txt");
     unlink(expected);
@@ -333,7 +340,7 @@ static void edit(uint8_t *data, size_t bytes, const char *from, const char *to) 
 
 static void test_refusals(void **state) {
     (void)state;
-    matrix m[SMALL], other;
+    matrix m[SMALL] = {0}, other = {0};
     chm_param *param[SMALL + 1];
     size_t bytes;
     make_small(m, param);
@@ -355,7 +362,7 @@ static void test_refusals(void **state) {
         SAYS(try_bytes(data, bytes, param, SMALL, 64, false), __VA_ARGS__);                                            \
     } while (0)
     EDITED("chimera.b158", "chimera.b999", "no model of ours", "chimera train");
-    EDITED("\"format_version\":\"1\"", "\"format_version\":\"2\"", "format_version '2'", "reads version 1");
+    EDITED("\"format_version\":\"2\"", "\"format_version\":\"1\"", "format_version '1'", "reads version 2");
     EDITED("\"card\":", "\"cara\":", "lacks card");
     EDITED("\"card_hash\":", "\"card_hasp\":", "lacks card_hash");
     EDITED("a test, ", "a text, ", "the card in the file is damaged", "--set");
@@ -401,7 +408,7 @@ static void test_refusals(void **state) {
         m[1].scale[1] = kept;
     }
     m[0].codes[40] |= 0xc0;
-    WRITTEN(true, "'layers.0.mixer.q.codes'", "byte 40", "code 3");
+    WRITTEN(true, "'layers.0.mixer.q.codes'", "byte 40", "no codes of t2 make");
     m[0].codes[40] = 0x55;
     m[1].q[9] = -128;
     WRITTEN(true, "'embedding.q'", "number 9", "-127..127");
@@ -439,7 +446,7 @@ static void test_refusals(void **state) {
 
 static void test_misaligned(void **state) {
     (void)state;
-    matrix m[SMALL];
+    matrix m[SMALL] = {0};
     chm_param *param[SMALL];
     size_t bytes;
     make_small(m, param);
@@ -457,7 +464,7 @@ static void test_misaligned(void **state) {
 
 static void test_damage(void **state) {
     (void)state;
-    matrix m[SMALL];
+    matrix m[SMALL] = {0};
     chm_param *param[SMALL];
     size_t bytes;
     make_small(m, param);
@@ -494,7 +501,7 @@ static void test_damage(void **state) {
 
 static void test_out_of_memory(void **state) {
     (void)state;
-    matrix m[SMALL];
+    matrix m[SMALL] = {0};
     chm_param *param[SMALL];
     size_t bytes;
     make_small(m, param);
@@ -631,8 +638,8 @@ static void test_model_overrides(void **state) {
     if (open_set(scratch, "generation.temperature=0.5", false, &r)) fail_msg("%s", chm_error());
     assert_string_equal(chm_card_get(r->card, "generation.temperature", &origin), "0.5");
     chm_model_destroy(r);
-    refuse_open(scratch, "intermediate_size=128", "'layers.0.ffn.gate' is stored as 't2;out=96;in=64;group=128'",
-                "ask for 't2;out=128;in=64;group=128'");
+    refuse_open(scratch, "intermediate_size=128", "'layers.0.ffn.gate' is stored as 't5;out=96;in=64;group=128'",
+                "ask for 't5;out=128;in=64;group=128'");
     refuse_open(scratch, "quantization.embedding=f32", "'embedding' is stored as 'i8;", "ask for 'f32'");
     refuse_open(scratch, "quantization.method=none", "is stored as", "cannot change the form");
     refuse_open(scratch, "generation.temperture=0.5", "temperture", "temperature");
@@ -732,12 +739,12 @@ static void test_inspect(void **state) {
     const chm_b158_note note = {"trained.tokens", "1000"};
     int status;
     assert_int_equal(chm_b158_save(m, scratch, &note, 1), CHM_OK);
-    INSPECT(&registry, false, CHM_OUTPUT_TEXT, "chimera.b158 1", "2 layers (gd x2)", "vocabulary 258, tokenizer bytes",
+    INSPECT(&registry, false, CHM_OUTPUT_TEXT, "chimera.b158 2", "2 layers (gd x2)", "vocabulary 258, tokenizer bytes",
             "trained.tokens: 1000", "header and scales", "layers.1.mixer.q", "[258, 64]  i8          16512", "total");
     INSPECT(NULL, true, CHM_OUTPUT_TEXT, "every byte", "layers.1.ffn.down");
-    INSPECT(&registry, true, CHM_OUTPUT_MD, "| parameter | shape |", "| layers.0.ffn.gate | [96, 64] | t2 | 6144 |");
+    INSPECT(&registry, true, CHM_OUTPUT_MD, "| parameter | shape |", "| layers.0.ffn.gate | [96, 64] | t5 | 6144 |");
     INSPECT(NULL, false, CHM_OUTPUT_CSV, "parameter,shape,encoding,weights,bytes,bits_per_weight,zeros,hashes\n",
-            "layers.0.ffn.gate,\"[96, 64]\",t2,6144,6624,8.625,"); /* 64 inputs fill a quarter of a superblock */
+            "layers.0.ffn.gate,\"[96, 64]\",t5,6144,2016,2.625,"); /* 64 inputs fill a quarter of a superblock */
 
     char *text = inspect(scratch, &registry, true, CHM_OUTPUT_JSON, &status);
     assert_int_equal(status, CHM_OK);
@@ -807,7 +814,7 @@ static void test_inspect(void **state) {
 /* Encodings of a stranger's file are numbers to be believed only when its tensors bear them out. */
 static void test_inspect_encodings(void **state) {
     (void)state;
-    matrix m[SMALL];
+    matrix m[SMALL] = {0};
     chm_param *param[SMALL];
     size_t bytes;
     int status;
@@ -819,7 +826,7 @@ static void test_inspect_encodings(void **state) {
         {"t2;out=17;in=65;group=64", "t2;out=17;in=99999999999", "has the encoding"},
         {"t2;out=17;in=65;group=64", "t9;out=17;in=65;group=64", "this Chimera reads"},
         {"t2;out=17;in=65;group=64", "t2;out=-7;in=65;group=64", "has the encoding"},
-        {"t2;out=17;in=65;group=64", "t2;out=97;in=65;group=64", "expected U8 [7, 1024]"},
+        {"t2;out=17;in=65;group=64", "t2;out=97;in=65;group=64", "expected U8 [7, 512]"},
         {"t2;out=17;in=65;group=64", "t2;out=17;in=00;group=64", "has the encoding"},
         {"i8;out=3;in=70;block=64", "i8;out=3;in=70;block=65", "cannot change"},
         {"i8;out=3;in=70;block=64", "i8;out=3;in=7;block=064 ", "has the encoding"},

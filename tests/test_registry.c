@@ -70,8 +70,8 @@ static const struct {
     {"good", NULL},
     {"tokenizer_good", NULL},
     {"magic", "wrong magic number 0x12345678 in its descriptor, expected 0x314d4843"},
-    {"abi_older", "built for the older plugin ABI 0, this host has 1: build it again with these headers"},
-    {"abi_newer", "built for the newer plugin ABI 2, this host has 1: build it again with these headers"},
+    {"abi_older", "built for the older plugin ABI 1, this host has 2: build it again with these headers"},
+    {"abi_newer", "built for the newer plugin ABI 3, this host has 2: build it again with these headers"},
     {"size", "its descriptor says it has %"},
     {"size_odd", "its descriptor says it has %"},
     {"size_large", "its descriptor says it has %"},
@@ -316,7 +316,7 @@ static void finds_by_name_alias_and_section(void **state) {
     assert_null(chm_registry_find(&r, CHM_KIND_GRAMMAR, "json"));
     assert_non_null(strstr(chm_error(), "no grammar 'json', nor any other grammar"));
     assert_null(chm_registry_find(&r, CHM_KIND_LAYER, "abi_newer"));
-    assert_non_null(strstr(chm_error(), "was refused: built for the newer plugin ABI 2"));
+    assert_non_null(strstr(chm_error(), "was refused: built for the newer plugin ABI 3"));
     chm_registry_finish(&r);
 
     /* what a build leaves out is no unknown name */

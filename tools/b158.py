@@ -2,7 +2,7 @@
 """Decodes a .b158 model file into float32 arrays: the file format as a program. Usage: b158.py MODEL [OUT.npz]
 
 A .b158 is a safetensors file. `encoding.NAME` in its metadata says how parameter NAME is stored:
-  t2;out=O;in=I;group=G  NAME.codes and NAME.scales: 2-bit codes of -1, 0, +1 in tiles of 16 rows
+  t5;out=O;in=I;group=G  NAME.codes and NAME.scales: codes of -1, 0, +1 in tiles of 16 rows; t2 and sherry alike
   i8;out=O;in=I;block=B  NAME.q and NAME.scale: int8, one scale a row, rows padded to whole blocks
   f32                    NAME as it is
 A model with a mixture of experts has their matrices in a second file beside it, named by `experts` in the metadata.
@@ -24,11 +24,31 @@ def read_safetensors(path):
     return tensors, metadata
 
 
-def decode_ternary(codes, scales, out, inputs, group):
-    # Byte [tile, superblock, j, row, i] holds inputs 64 f + 4 j + i of its superblock in bits 2f and 2f + 1.
-    packed, tiles = codes.reshape(len(codes), -1, 16, 16, 4), len(codes)
-    fields = np.stack([packed >> 2 * f & 3 for f in range(4)], axis=2)  # [tile, superblock, f, j, row, i]
-    trits = fields.transpose(0, 4, 1, 2, 3, 5).reshape(tiles * 16, -1).astype(np.float32) - 1
+SHERRY = np.array([np.insert(abs(2 * np.array([f & 1, f >> 1 & 1, 1]) - f // 16 * 2), f // 4 % 4, 1)
+                   for f in range(32)])
+
+
+def decode_codes(kind, codes, blocks):
+    """Codes w + 1 as [rows, inputs], padding included, from [tiles, bytes]; include/chimera/plugin.h has the layout."""
+    each, size, rest = {"t2": (4, 1024, 256), "t5": (5, 1024, 256), "sherry": (2, 320, 192)}[kind]
+    tiles, full = len(codes), blocks // each
+    whole, tail = codes[:, :full * size].reshape(tiles, full, size), codes[:, full * size:].reshape(tiles, -1, rest)
+    if kind == "sherry":  # nibbles [tile, block, part, row and i], mirrors alike: an entry of the table has four inputs
+        nibbles = np.concatenate([whole[:, :, :256].reshape(tiles, -1, 128), tail[:, :, :128]], 1)
+        mirrors = np.concatenate([whole[:, :, 256:].reshape(tiles, -1, 32), tail[:, :, 128:160]], 1)
+        forms = np.stack([nibbles.reshape(tiles, blocks, 2, 64) >> s & 15 for s in (0, 4)], 3)
+        forms = forms.reshape(tiles, blocks, 4, 64)
+        forms = forms + 16 * np.unpackbits(mirrors, 2, bitorder="little").reshape(tiles, blocks, 4, 64)
+        return SHERRY[forms].reshape(tiles, blocks, 4, 16, 4, 4).transpose(0, 3, 1, 2, 4, 5).reshape(tiles * 16, -1)
+    whole, tail = whole.reshape(tiles, -1, 16, 16, 4), tail.reshape(tiles, -1, 4, 16, 4)  # [tile, unit, j, row, i]
+    two_bits = lambda c: [c >> 2 * f & 3 for f in range(4)]
+    fields = two_bits(whole) if kind == "t2" else [whole % 84 // 3**f % 3 for f in range(4)] + [whole // 84]
+    return np.concatenate([np.stack(f, 2).transpose(0, 4, 1, 2, 3, 5).reshape(tiles * 16, -1)
+                           for f in (fields, two_bits(tail))], 1)
+
+
+def decode_ternary(kind, codes, scales, out, inputs, group):
+    trits, tiles = decode_codes(kind, codes, -(-inputs // 64)).astype(np.float32) - 1, len(codes)
     # Of each tile 16 f32 row scales, then for every group of inputs 16 u8; a weight's scale is their product.
     rows = np.ascontiguousarray(scales[:, :64]).view("<f4").reshape(tiles, 1, 16)
     groups = (scales[:, 64:].reshape(tiles, -1, 16) * rows).transpose(0, 2, 1).reshape(tiles * 16, -1)
@@ -42,8 +62,9 @@ def decode(path):
         if key.startswith("encoding."):
             name, (kind, *fields) = key[len("encoding."):], encoding.split(";")
             field = {k: int(v) for k, v in (f.split("=") for f in fields)}
-            if kind == "t2":
-                parameters[name] = decode_ternary(tensors[name + ".codes"], tensors[name + ".scales"], *field.values())
+            if kind in ("t2", "t5", "sherry"):
+                codes, scales = tensors[name + ".codes"], tensors[name + ".scales"]
+                parameters[name] = decode_ternary(kind, codes, scales, *field.values())
             elif kind == "i8":
                 parameters[name] = tensors[name + ".q"][:, :field["in"]] * tensors[name + ".scale"][:, None]
             else:

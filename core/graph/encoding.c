@@ -61,8 +61,7 @@ static void take_sherry(const uint8_t *nibbles, const uint8_t *mirrors, block to
 static void take_t5(const uint8_t *from, int f, block to) {
     static const uint8_t power[5] = {1, 3, 9, 27, 1};
     uint8_t trit[256];
-    for (int byte = 0; byte < 256; byte++)
-        trit[byte] = (uint8_t)(f == 4 ? byte / 84 : byte % 84 / power[f] % 3);
+    for (int byte = 0; byte < 256; byte++) trit[byte] = (uint8_t)(f == 4 ? byte / 84 : byte % 84 / power[f] % 3);
     for (int j = 0; j < STEPS; j++)
         for (int lane = 0; lane < LANES; lane++) to[j][lane] = trit[from[64 * j + lane]];
 }
@@ -173,8 +172,8 @@ void chm_ternary_codes(const struct chm_ternary *w, int64_t row, int64_t first, 
             for (int64_t i = 0; i < inputs; i += 4) {
                 const int64_t p = i / 16, at = lane + i % 16 / 4;
                 uint8_t quad[4];
-                sherry_quad((nibbles[64 * (p / 2) + at] >> 4 * (p % 2) & 15) |
-                                (mirrors[8 * p + at / 8] >> at % 8 & 1) << 4,
+                sherry_quad((nibbles[64 * (p / 2) + at] >> 4 * (p % 2) & 15) | (mirrors[8 * p + at / 8] >> at % 8 & 1)
+                                                                                   << 4,
                             quad);
                 memcpy(to + i, quad, (size_t)CHM_MIN(inputs - i, 4));
             }

@@ -1,4 +1,5 @@
-/* encoding.h: ternary codes from one encoding to another (struct chm_ternary says what they are), one row, one count. */
+/* encoding.h: ternary codes from one encoding to another (struct chm_ternary says what they are), one row, one count.
+ */
 #ifndef CHM_ENCODING_H
 #define CHM_ENCODING_H
 
@@ -6,7 +7,7 @@
 
 #include <chimera/plugin.h>
 
-const char *chm_encoding_name(int32_t encoding);      /* "t2" */
+const char *chm_encoding_name(int32_t encoding);       /* "t2" */
 int32_t chm_encoding_find(const char *name, size_t n); /* of the first n bytes; -1: none is called so */
 
 typedef void (*chm_ternary_product)(const struct chm_ternary *w, int64_t tile0, int64_t tile1,

@@ -90,12 +90,12 @@ static int stored_codes(const char *path, chm_arena *arena, const chm_param *p, 
     chm_ternary_repack(w, p->stored, 0, tiles, codes, &misfit);
     *out = codes;
     if (misfit.quads == 0) return CHM_OK;
-    return chm_fail(
-        CHM_E_DATA,
-             "%s: parameter '%s' cannot be stored as sherry: of row %" PRId64 " the four weights from %" PRId64
-             " on, and %" PRId64 " other fours, have not exactly one zero; train with quantization.sherry_mode.enabled, "
-             "or convert with --lossy",
-             path, p->name, misfit.row, misfit.input, misfit.quads - 1);
+    return chm_fail(CHM_E_DATA,
+                    "%s: parameter '%s' cannot be stored as sherry: of row %" PRId64 " the four weights from %" PRId64
+                    " on, and %" PRId64
+                    " other fours, have not exactly one zero; train with quantization.sherry_mode.enabled, "
+                    "or convert with --lossy",
+                    path, p->name, misfit.row, misfit.input, misfit.quads - 1);
 }
 
 static const void *stored(const chm_param *p, int piece) {
@@ -312,8 +312,8 @@ static int check_ternary(const char *name, const chm_param *p, bool verify) {
     }
     const int64_t wrong = verify ? chm_ternary_unsound(w, 0, tiles) : -1;
     if (wrong >= 0)
-        return chm_fail(CHM_E_DATA, "%s: tensor '%s.codes': byte %" PRId64 " is 0x%02x, which no codes of %s make", name,
-                        p->name, wrong, w->codes[wrong], chm_encoding_name(w->encoding));
+        return chm_fail(CHM_E_DATA, "%s: tensor '%s.codes': byte %" PRId64 " is 0x%02x, which no codes of %s make",
+                        name, p->name, wrong, w->codes[wrong], chm_encoding_name(w->encoding));
     return CHM_OK;
 }
 

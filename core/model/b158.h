@@ -9,9 +9,9 @@
  * __metadata__: format "chimera.b158"; format_version "2"; parameters and embedding_parameters, counts of weights;
  * tokenizer, its name; tokenizer_hash, what it does (model/tokenizer.h), 16 hex digits; trained.KEY, what is known of
  * the training; encoding.NAME of every parameter
- * ("t5;out=O;in=I;group=G", t2 or sherry for t5, "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes as 16 hex digits;
- * card_hash, the same of card; card, the resolved card as JSON. A tokenizer with a file has it in the tensor
- * `tokenizer.file` U8 [bytes].
+ * ("t5;out=O;in=I;group=G", t2 or sherry for t5, "i8;out=O;in=I;block=64" or "f32"); hash.TENSOR, XXH3 64 of its bytes
+ * as 16 hex digits; card_hash, the same of card; card, the resolved card as JSON. A tokenizer with a file has it in the
+ * tensor `tokenizer.file` U8 [bytes].
  *
  * The matrices of a mixture of experts lie in a second file beside the first: a .b158 too, with the same card and
  * `part` "experts". The first names it in `experts` and knows it by `experts_hash`, which is made of every encoding and

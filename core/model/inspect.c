@@ -105,10 +105,11 @@ static int read_encoding(const char *path, const chm_safetensors *file, const ch
                 read_field(&at, ";block=", &number) && !*at;
     }
     if (!sound)
-        return chm_fail(CHM_E_DATA,
-                        "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't5;out=O;in=I;group=G' (or t2, sherry), "
-                        "'i8;out=O;in=I;block=64' and 'f32'",
-                        path, chm_quote(name).text, chm_quote(text).text);
+        return chm_fail(
+            CHM_E_DATA,
+            "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't5;out=O;in=I;group=G' (or t2, sherry), "
+            "'i8;out=O;in=I;block=64' and 'f32'",
+            path, chm_quote(name).text, chm_quote(text).text);
     p->rank = 2;
     p->shape[0] = p->out;
     p->shape[1] = p->in;

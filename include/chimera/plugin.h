@@ -160,7 +160,8 @@ struct chm_activation {
 /*
  * A ternary matrix [out, in] in the tiles of .b158: a tile is 16 output rows, its inputs come in blocks of 64, and a
  * code is w + 1 in 0..2. Rows and inputs that pad hold code 1 (w = 0; sherry: whatever its form allows). Bytes come in
- * vectors of 64: byte 4r + i of a vector belongs to row r of the tile. chm_ternary_block() below is all of this as code.
+ * vectors of 64: byte 4r + i of a vector belongs to row r of the tile. chm_ternary_block() below is all of this as
+ * code.
  *
  *   T2, 2 bits a weight. A superblock is 4 blocks in 16 vectors: bits 2f..2f+1 of byte 4r + i of vector j are input
  *      4j + i of block f. The 1 to 3 blocks that are left over are 4 vectors each: bits 2f..2f+1 of byte 4r + i of
@@ -171,8 +172,8 @@ struct chm_activation {
  *      superblock is 2 blocks: 128 bytes of nibbles for each, then 32 bytes of mirrors for each; a block left over is
  *      its 128 bytes, its 32 and 32 zeros. A block is four parts of 16 inputs. Part p has its nibbles in bits 4(p % 2)
  *      and up of vector p / 2: byte 4r + i has the inputs 16p + 4i..16p + 4i + 3, and its mirror is bit 4r + i of the 8
- *      bytes (little-endian) p of the mirrors. Bits 2..3 of a nibble: which of the four is zero; bit 0: the first of the
- *      other three is +1 (else -1), bit 1: the second is; the third is +1. With the mirror set all three change sign.
+ *      bytes (little-endian) p of the mirrors. Bits 2..3 of a nibble: which of the four is zero; bit 0: the first of
+ * the other three is +1 (else -1), bit 1: the second is; the third is +1. With the mirror set all three change sign.
  *
  * Scales of a tile: 16 f32 row scales, then for every group of `group` inputs 16 bytes u8; the scale of (row, group) is
  * float(u8) * row_scale.
@@ -180,7 +181,7 @@ struct chm_activation {
 enum chm_encoding { CHM_ENCODING_T2, CHM_ENCODING_T5, CHM_ENCODING_SHERRY, CHM_ENCODINGS };
 
 struct chm_ternary {
-    const uint8_t *codes;  /* [tiles][chm_ternary_code_stride()] */
+    const uint8_t *codes;  /* [tiles][bytes of codes] */
     const uint8_t *scales; /* [tiles][64 + 16 * groups] */
     int64_t out, in;       /* unpadded */
     int64_t group;         /* inputs per weight scale, a multiple of 64 */
@@ -273,7 +274,7 @@ struct chm_kernels {
     /* y[row][16*tile0 ..] for tiles tile0 <= t < tile1: acc += float(dot) * (act_scale * weight_scale), blocks of 64 in
      * index order. ldy: floats from row to row. Columns past `out` are not written */
     void (*t2_matmul)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
-                           float *y, int64_t ldy);
+                      float *y, int64_t ldy);
     void (*int8_matmul)(const struct chm_int8_matrix *w, int64_t out0, int64_t out1, const struct chm_activation *x,
                         float *y, int64_t ldy);
     /* y[row][o] = sum_i x[row][i] * w[o][i], 16 partial sums (i mod 16) folded pairwise: 8, 4, 2, 1 apart */
@@ -302,8 +303,8 @@ struct chm_kernels {
                   int64_t ldb, float beta, float *c, int64_t ldc);
     /* tiles tile0..tile1 of w[out][in]: per-group absmean rounded to the stored grid, then the trits; `dequant` (NULL:
      * not wanted) gets trit * scale as [out][in]. Exact */
-    void (*ternarise)(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0,
-                      int64_t tile1, uint8_t *codes, uint8_t *scales, float *dequant);
+    void (*ternarise)(const float *w, int64_t out, int64_t in, int64_t group, bool sparse, int64_t tile0, int64_t tile1,
+                      uint8_t *codes, uint8_t *scales, float *dequant);
     /* x[row][i] = q * scale. Exact */
     void (*dequantise)(const struct chm_activation *a, int64_t width, float *x);
     /* dx += dy * f'(x), y = f(x) at hand */

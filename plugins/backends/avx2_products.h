@@ -121,8 +121,7 @@ ALWAYS_INLINE void stream_unit(const uint8_t *codes, const uint8_t *record, int6
             UNROLL for (int r = 0; r < rows; r++) {
                 const int64_t b = (row0 + r) * x->blocks + first + f;
                 __m256i dot = _mm256_sub_epi32(field_sum(sum[r][h][f], f), _mm256_set1_epi32(x->sum[b]));
-                if (!whole)
-                    UNROLL for (int i = 1; i < 4; i++) dot = _mm256_add_epi32(dot, field_sum(sum[r][h][i], i));
+                if (!whole) UNROLL for (int i = 1; i < 4; i++) dot = _mm256_add_epi32(dot, field_sum(sum[r][h][i], i));
                 acc[r][h] = apply_block(acc[r][h], dot, x->scale[b], weight_scale);
             }
         }
@@ -281,7 +280,7 @@ static void panel_matmul(const struct chm_ternary *w, int64_t tile0, int64_t til
 }
 
 static void t2_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
-                           float *y, int64_t ldy) {
+                      float *y, int64_t ldy) {
     switch (x->rows) {
     case 0:
         break;

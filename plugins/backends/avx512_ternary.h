@@ -3,11 +3,11 @@
  * AVX512_VNNI, where vpdpbusd multiplies and adds four bytes to an int32 at once; and by avx512_vbmi.c with AVX512_VBMI
  * too, for the encodings that a permutation of bytes takes apart.
  *
- * A vector of codes is the 16 rows of a tile x 4 bytes: multiplied by 4 activations broadcast it adds to 16 sums, lane r
- * belonging to row r, and there are no horizontal sums. Codes are w + 1 in 0..2; the sum of the activations is
- * subtracted from the dot. With the dot product the fields of a byte stay where they are in it, their sums carry factors
- * 1, 4, 16, 64 (and 84) and are divided exactly. Without it int16 holds a whole block: 16 steps of at most 4 * 127 for
- * plain codes, of at most 16 * 127 (sum 32512) for codes left shifted by two.
+ * A vector of codes is the 16 rows of a tile x 4 bytes: multiplied by 4 activations broadcast it adds to 16 sums, lane
+ * r belonging to row r, and there are no horizontal sums. Codes are w + 1 in 0..2; the sum of the activations is
+ * subtracted from the dot. With the dot product the fields of a byte stay where they are in it, their sums carry
+ * factors 1, 4, 16, 64 (and 84) and are divided exactly. Without it int16 holds a whole block: 16 steps of at most 4 *
+ * 127 for plain codes, of at most 16 * 127 (sum 32512) for codes left shifted by two.
  */
 #include "avx512.h"
 
@@ -58,12 +58,12 @@ ALWAYS_INLINE void split(__m512i codes, __m512i field[MOST_FIELDS]) {
  * two bits that a shift of 16 brings over from the next byte), and 84 c4 is both what leaves r and what is multiplied.
  * r < 81 then finds its four codes in a table of 128 bytes.
  */
-#define T5_FIELDS(r) (uint8_t)((r) % 3 | (r) / 3 % 3 << 2 | (r) / 9 % 3 << 4 | (r) / 27 % 3 << 6)
-#define FOUR(of, n)  of(n), of((n) + 1), of((n) + 2), of((n) + 3)
+#define T5_FIELDS(r)   (uint8_t)((r) % 3 | (r) / 3 % 3 << 2 | (r) / 9 % 3 << 4 | (r) / 27 % 3 << 6)
+#define FOUR(of, n)    of(n), of((n) + 1), of((n) + 2), of((n) + 3)
 #define SIXTEEN(of, n) FOUR(of, n), FOUR(of, (n) + 4), FOUR(of, (n) + 8), FOUR(of, (n) + 12)
-#define T5_HIGH(n)   (uint8_t)((n) < 21 ? 0 : (n) < 42 ? 84 : 168)
+#define T5_HIGH(n)     (uint8_t)((n) < 21 ? 0 : (n) < 42 ? 84 : 168)
 static const uint8_t t5_fields[128] __attribute__((aligned(64))) = {
-    SIXTEEN(T5_FIELDS, 0),  SIXTEEN(T5_FIELDS, 16), SIXTEEN(T5_FIELDS, 32),  SIXTEEN(T5_FIELDS, 48),
+    SIXTEEN(T5_FIELDS, 0),  SIXTEEN(T5_FIELDS, 16), SIXTEEN(T5_FIELDS, 32), SIXTEEN(T5_FIELDS, 48),
     SIXTEEN(T5_FIELDS, 64), SIXTEEN(T5_FIELDS, 80), SIXTEEN(T5_FIELDS, 96), SIXTEEN(T5_FIELDS, 112),
 };
 static const uint8_t t5_high[64] __attribute__((aligned(64))) = {SIXTEEN(T5_HIGH, 0), SIXTEEN(T5_HIGH, 16),
@@ -79,10 +79,10 @@ ALWAYS_INLINE void split5(__m512i codes, __m512i field[MOST_FIELDS]) {
 
 /* Sherry: the four codes of a nibble's inputs, not mirrored; the mirror of code c is 2 - c. Repeated, because the
  * permutation reads two bits above the nibble. */
-#define SHERRY_PLUS(n, place) ((place) == 2 ? 2 : (n) >> (place) & 1 ? 2 : 0)
-#define SHERRY_CODE(n, i) ((i) == (n) / 4 ? 1 : SHERRY_PLUS(n, (i) < (n) / 4 ? (i) : (i) - 1))
-#define SHERRY_FIELDS(n) \
-    (uint8_t)(SHERRY_CODE((n) % 16, 0) | SHERRY_CODE((n) % 16, 1) << 2 | SHERRY_CODE((n) % 16, 2) << 4 | \
+#define SHERRY_PLUS(n, place) ((place) == 2 ? 2 : (n) >> (place)&1 ? 2 : 0)
+#define SHERRY_CODE(n, i)     ((i) == (n) / 4 ? 1 : SHERRY_PLUS(n, (i) < (n) / 4 ? (i) : (i)-1))
+#define SHERRY_FIELDS(n)                                                                                               \
+    (uint8_t)(SHERRY_CODE((n) % 16, 0) | SHERRY_CODE((n) % 16, 1) << 2 | SHERRY_CODE((n) % 16, 2) << 4 |               \
               SHERRY_CODE((n) % 16, 3) << 6)
 static const uint8_t sherry_fields[64] __attribute__((aligned(64))) = {
     SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0)};
@@ -115,8 +115,8 @@ struct rows {
     const int32_t *sum[MOST_ROWS];
 };
 
-/* One superblock of T2 (4 blocks) or T5 (5), whose scales are weight_scale[], for `rows` rows, added to acc. T2 with one
- * row has two sums a field, since each waits for the one before. */
+/* One superblock of T2 (4 blocks) or T5 (5), whose scales are weight_scale[], for `rows` rows, added to acc. T2 with
+ * one row has two sums a field, since each waits for the one before. */
 ALWAYS_INLINE void superblock(const int32_t encoding, const uint8_t *codes, const struct rows *x,
                               const __m512 weight_scale[MOST_FIELDS], __m512 acc[MOST_ROWS], const int rows,
                               const bool prefetch) {
@@ -205,8 +205,7 @@ ALWAYS_INLINE void unit(const int32_t encoding, const uint8_t *codes, const uint
     }
     const int fields = encoding == CHM_ENCODING_T5 ? 5 : 4;
     __m512 weight_scale[MOST_FIELDS];
-    UNROLL for (int f = 0; f < fields; f++)
-        weight_scale[f] = tile_scales(record, 64 * (first + f) / group);
+    UNROLL for (int f = 0; f < fields; f++) weight_scale[f] = tile_scales(record, 64 * (first + f) / group);
     superblock(encoding, codes, x, weight_scale, acc, rows, prefetch);
 }
 
@@ -216,8 +215,8 @@ ALWAYS_INLINE __m512i turn(__m512i q) {
     return _mm512_shuffle_epi8(q, order);
 }
 
-/* 1 to 4 rows: the codes stream by and the sums stay in registers. Blocks block0..block1; q: of the rows from block0 on,
- * q_stride bytes apart. The sums so far are in y, unless block0 is 0. */
+/* 1 to 4 rows: the codes stream by and the sums stay in registers. Blocks block0..block1; q: of the rows from block0
+ * on, q_stride bytes apart. The sums so far are in y, unless block0 is 0. */
 ALWAYS_INLINE void stream(const int32_t encoding, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
                           int64_t block0, int64_t block1, const int8_t *q, int64_t q_stride,
                           const struct chm_activation *x, float *y, int64_t ldy, const int rows) {
@@ -225,11 +224,11 @@ ALWAYS_INLINE void stream(const int32_t encoding, const struct chm_ternary *w, i
                                                              : encoding == CHM_ENCODING_T5   ? 5
                                                                                              : 4;
     const int64_t code_stride = chm_ternary_code_stride(encoding, w->in);
-    const int64_t stride = chm_ternary_scale_stride(w->in, w->group), whole = portable_min(block1, blocks / each * each);
+    const int64_t stride = chm_ternary_scale_stride(w->in, w->group),
+                  whole = portable_min(block1, blocks / each * each);
     for (int64_t tile = tile0; tile < tile1; tile++) {
         const uint8_t *record = w->scales + tile * stride;
-        const uint8_t *codes =
-            w->codes + tile * code_stride + block0 / each * chm_ternary_superblock_bytes(encoding);
+        const uint8_t *codes = w->codes + tile * code_stride + block0 / each * chm_ternary_superblock_bytes(encoding);
         const __mmask16 columns = lanes(w->out - 16 * tile);
         __m512 acc[MOST_ROWS];
         struct rows at;
@@ -274,7 +273,8 @@ ALWAYS_INLINE void stream_rows(const int32_t encoding, const struct chm_ternary 
         const int64_t b1 = portable_min(b0 + TURNED / 64, blocks);
         for (int r = 0; r < rows; r++)
             for (int64_t b = b0; b < b1; b++)
-                _mm512_store_si512(turned[r] + 64 * (b - b0), turn(_mm512_loadu_si512(x->q + 64 * (r * x->blocks + b))));
+                _mm512_store_si512(turned[r] + 64 * (b - b0),
+                                   turn(_mm512_loadu_si512(x->q + 64 * (r * x->blocks + b))));
         stream(encoding, w, tile0, tile1, b0, b1, turned[0], TURNED, x, y, ldy, rows);
     }
 }

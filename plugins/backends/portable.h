@@ -266,8 +266,7 @@ static inline void portable_ternary_matmul(int32_t encoding, const struct chm_te
                     for (int i = 0; i < 64; i++) q[i] = x->q[64 * at + i];
                     int32_t dot[16];
                     for (int r = 0; r < 16; r++) dot[r] = portable_dot_i16(q, trit[r]);
-                    for (int r = 0; r < 16; r++)
-                        acc[row][r] = acc[row][r] + (float)dot[r] * (x->scale[at] * scale[r]);
+                    for (int r = 0; r < 16; r++) acc[row][r] = acc[row][r] + (float)dot[r] * (x->scale[at] * scale[r]);
                 }
             }
             for (int64_t row = 0; row < rows; row++)
@@ -308,7 +307,8 @@ static inline void portable_int8_matmul(const struct chm_int8_matrix *w, int64_t
     }
 }
 
-/* Which of the four inputs from i on sherry makes zero: the smallest, the first of equals. Inputs past the end are 0. */
+/* Which of the four inputs from i on sherry makes zero: the smallest, the first of equals. Inputs past the end are 0.
+ */
 static inline int portable_sparse_zero(const float *w, int64_t in, int64_t i) {
     int zero = 0;
     float least = INFINITY;
