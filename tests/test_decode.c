@@ -377,6 +377,51 @@ static void threads_and_backends_give_the_same_bytes(void **state) {
     chm_free(first);
 }
 
+/* The same weights in every encoding that holds them, on backends that have a kernel for it and on those that repack.
+ */
+static void encodings_give_the_same_bytes(void **state) {
+    (void)state;
+    static const char *const models[] = {"quantization.hgf_correction.enabled=false",
+                                         "quantization.sherry_mode.enabled=true",
+                                         "quantization.hgf_correction.enabled=true"};
+    static const char *const encodings[] = {"quantization.encoding=t2", "quantization.encoding=t5",
+                                            "quantization.encoding=sherry"};
+    static const char *const backends[] = {"scalar", "avx2", "avx512", "avx512_emulated"};
+    char *path = chm_format("%s/encoded.b158", scratch);
+    int32_t ids[TEXT];
+    test_text(ids);
+    for (size_t k = 0; k < CHM_ARRAY_COUNT(models); k++) {
+        float *first = NULL;
+        for (size_t e = 0; e < CHM_ARRAY_COUNT(encodings); e++) {
+            if (k != 1 && e == 2) continue;
+            const char *set[] = {models[k], encodings[e]};
+            const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set_count = 2, .set = set};
+            chm_runtime *maker = open_runtime(2, NULL);
+            if (chm_init_model(maker, card_path, &overlay, 5, path)) fail_msg("%s", chm_error());
+            chm_runtime_destroy(maker);
+            for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++) {
+                const chm_overlay none = {.size = sizeof none, .no_environment = 1};
+                chm_model *m = NULL;
+                if (!has_backend(backends[b])) continue;
+                chm_runtime *r = open_runtime(1 + (int)b % 2, backends[b]);
+                if (chm_open(r, path, &none, true, &m)) fail_msg("%s", chm_error());
+                float *logits = read_in_pieces(r, m, ids, b % 2 ? 1 : 7);
+                if (first == NULL) {
+                    first = logits;
+                    assert_alive(first);
+                } else {
+                    assert_memory_equal(first, logits, TEXT * VOCAB * sizeof *logits);
+                    chm_free(logits);
+                }
+                chm_close(m);
+                chm_runtime_destroy(r);
+            }
+        }
+        chm_free(first);
+    }
+    chm_free(path);
+}
+
 static void a_prompt_may_be_split_anywhere(void **state) {
     (void)state;
     int32_t ids[TEXT];
@@ -963,6 +1008,7 @@ int main(void) {
     };
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(threads_and_backends_give_the_same_bytes),
+        cmocka_unit_test(encodings_give_the_same_bytes),
         cmocka_unit_test(a_prompt_may_be_split_anywhere),
         cmocka_unit_test(no_token_sees_a_later_one),
         cmocka_unit_test(streams_share_a_pass),

@@ -26,13 +26,15 @@ struct chm_param {
     bool expert;            /* a matrix of a mixture of experts: lies in the model's second file */
     uint32_t stream;        /* Philox stream of its initialiser */
 
-    float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */
-    float *grad;                 /* training only; NULL for CHM_ROLE_OWN */
-    float *tally;                /* training, CHM_ROLE_OWN: what the passes of a step add up */
-    float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
-    struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY; in training T2 */
-    int32_t stored;              /* enum chm_encoding that a file written now has it in */
-    bool sparse;                 /* one weight of four is 0, as sherry needs it (training) */
+    float *value;               /* training: the latent f32; inference: the f32 value, NULL for packed formats */
+    float *grad;                /* training only; NULL for CHM_ROLE_OWN */
+    float *tally;               /* training, CHM_ROLE_OWN: what the passes of a step add up */
+    float *dequant;             /* training, packed formats: what the file would give back, [out][in] */
+    struct chm_ternary ternary; /* CHM_FORMAT_TERNARY; in training T2 */
+    chm_param
+        *correction[3]; /* of a ternary linear: A [rank, in], B [out, rank], gate [1]; or NULL (arXiv:2602.05269) */
+    int32_t stored;     /* enum chm_encoding that a file written now has it in */
+    bool sparse;        /* one weight of four is 0, as sherry needs it (training) */
     struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */
 };
 

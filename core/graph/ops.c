@@ -142,7 +142,7 @@ static void linear_backward(chm_context *c, chm_node *n) {
     chm_spread(c, w->out, OUT_PIECE, (double)x->rows * (double)w->in / 40.0, linear_backward_w, &job);
 }
 
-static chm_tensor *op_linear(chm_graph *g, chm_tensor *x, chm_param *w) {
+static chm_tensor *linear_alone(chm_graph *g, chm_tensor *x, chm_param *w) {
     chm_context *c = chm_context_of(g);
     if (!x || !w) return chm_refuse(c, CHM_E_INTERNAL, "%s: linear without input or parameter", c->part);
     if (x->width != w->in)
@@ -534,6 +534,15 @@ static chm_tensor *binary(chm_graph *g, chm_tensor *a, chm_tensor *b, bool multi
 
 static chm_tensor *op_add(chm_graph *g, chm_tensor *a, chm_tensor *b) { return binary(g, a, b, false); }
 static chm_tensor *op_mul(chm_graph *g, chm_tensor *a, chm_tensor *b) { return binary(g, a, b, true); }
+
+/* y + gate * (B (A x)), from the same int8 form of x */
+static chm_tensor *op_linear(chm_graph *g, chm_tensor *x, chm_param *w) {
+    chm_tensor *y = linear_alone(g, x, w);
+    if (!y || !w->correction[0]) return y;
+    chm_tensor *low = linear_alone(g, x, w->correction[0]);
+    chm_tensor *more = low ? linear_alone(g, low, w->correction[1]) : NULL;
+    return more ? op_add(g, y, op_mul(g, more, op_param(g, w->correction[2]))) : NULL;
+}
 
 /* ---- columns ---- */
 

@@ -23,6 +23,7 @@ typedef struct counting {
     size_t state_bytes;
     int states;
     int status;
+    bool corrected; /* the layer's ternary linears have a product of low rank beside them */
 } counting;
 
 static size_t stored_bytes(const chm_model_config *config, enum chm_role role, int64_t out, int64_t in) {
@@ -83,6 +84,13 @@ static chm_param *count_param(chm_declare *d, const char *name, enum chm_role ro
     if (role == CHM_ROLE_NORM) c->size.norms += count;
     if (role == CHM_ROLE_TERNARY) c->size.ternary += count;
     c->size.bytes += stored_bytes(c->config, role, p->out, p->in);
+    if (role == CHM_ROLE_TERNARY && c->corrected) { /* int8, a scale a row, and the gate */
+        const int64_t low = c->config->hgf_rank, more = low * (p->in + p->out);
+        const bool packed = c->config->quant == CHM_QUANT_BITNET;
+        c->size.parameters += more + 1;
+        c->size.bytes +=
+            (size_t)more * (packed ? 1 : sizeof(float)) + sizeof(float) * (size_t)(packed ? low + p->out + 1 : 1);
+    }
     return p;
 }
 
@@ -118,7 +126,8 @@ static int count_layer(const chm_runtime *r, const chm_card *card, bool mixer, i
     *size = (part_size){0};
     *state_bytes = 0;
     *built = plugin != NULL;
-    counting c = {.declare = {.ops = &counting_ops}, .config = config};
+    counting c = {
+        .declare = {.ops = &counting_ops}, .config = config, .corrected = config->hgf_rank > 0 && config->hgf[layer]};
     chm_arena_init(&c.arena);
     const chm_layer_info info = {.size = sizeof(info),
                                  .layer = layer,

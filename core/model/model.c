@@ -118,6 +118,30 @@ static chm_param *add_param(struct declaring *s, const char *full_name, enum chm
     return p;
 }
 
+/* A ternary linear's product of low rank, where the card has one. B begins at zero: the linear is what it would be
+ * without. */
+static chm_param *add_correction(struct declaring *s, chm_param *p) {
+    const chm_model_config *config = s->m->config;
+    if (config->hgf_rank == 0 || p->layer < 0 || !config->hgf[p->layer]) return p;
+    static const char *const suffix[3] = {"a", "b", "gate"};
+    const int64_t shape[3][2] = {{config->hgf_rank, p->in}, {p->out, config->hgf_rank}, {1, 0}};
+    const chm_init init[3] = {{CHM_INIT_NORMAL, 0, 0, NULL},
+                              {CHM_INIT_CONSTANT, 0, 0, NULL},
+                              {CHM_INIT_CONSTANT, (float)config->hgf_gate, 0, NULL}};
+    for (int k = 0; k < 3; k++) {
+        const char *name = arena_format(&s->m->arena, "%s_hgf_%s", p->name, suffix[k]);
+        if (!name) {
+            s->status = CHM_E_MEMORY;
+            return NULL;
+        }
+        chm_param *c = add_param(s, name, CHM_ROLE_FULL, init[k], k < 2 ? 2 : 1, shape[k]);
+        if (!c) return NULL;
+        if (k < 2 && config->quant == CHM_QUANT_BITNET) c->format = CHM_FORMAT_INT8;
+        p->correction[k] = c;
+    }
+    return p;
+}
+
 static bool layer_role(enum chm_role role) {
     return role == CHM_ROLE_TERNARY || role == CHM_ROLE_FULL || role == CHM_ROLE_NORM || role == CHM_ROLE_OWN;
 }
@@ -142,7 +166,8 @@ static chm_param *declare_param(chm_declare *d, const char *name, enum chm_role 
             REFUSE(s, CHM_E_PLUGIN, "%s is declared twice", full);
             return NULL;
         }
-    return add_param(s, full, role, init, rank, shape);
+    chm_param *p = add_param(s, full, role, init, rank, shape);
+    return p && role == CHM_ROLE_TERNARY ? add_correction(s, p) : p;
 }
 
 static int declare_state(chm_declare *d, const char *name, enum chm_dtype type, int64_t heads, int rank,
@@ -255,8 +280,12 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
     for (int pass = 2; !s.status && config->loop.per_pass && info.in_loop && pass <= config->loop.most; pass++)
         repeat_states(&s, layer, pass);
     const bool mixture = !strcmp(part, "ffn") && !strcmp(config->ffn[index], "moe");
-    for (int i = layer->first_param; mixture && i < m->params; i++)
-        m->param[i]->expert = m->param[i]->role == CHM_ROLE_TERNARY;
+    for (int i = layer->first_param; mixture && i < m->params; i++) {
+        chm_param *p = m->param[i];
+        if (p->role != CHM_ROLE_TERNARY) continue;
+        p->expert = true;
+        for (int k = 0; k < 3 && p->correction[k]; k++) p->correction[k]->expert = true;
+    }
     if (s.status) return s.status;
     if (declared) return chm_fail(CHM_E_PLUGIN, "%s: plugin %s failed to declare itself", s.part, layer->plugin->name);
     return CHM_OK;
