@@ -84,12 +84,12 @@ static chm_param *count_param(chm_declare *d, const char *name, enum chm_role ro
     if (role == CHM_ROLE_NORM) c->size.norms += count;
     if (role == CHM_ROLE_TERNARY) c->size.ternary += count;
     c->size.bytes += stored_bytes(c->config, role, p->out, p->in);
-    if (role == CHM_ROLE_TERNARY && c->corrected) { /* int8, a scale a row, and the gate */
-        const int64_t low = c->config->hgf_rank, more = low * (p->in + p->out);
-        const bool packed = c->config->quant == CHM_QUANT_BITNET;
-        c->size.parameters += more + 1;
-        c->size.bytes +=
-            (size_t)more * (packed ? 1 : sizeof(float)) + sizeof(float) * (size_t)(packed ? low + p->out + 1 : 1);
+    if (role == CHM_ROLE_TERNARY && c->corrected) { /* int8 in blocks of 64, a scale a row; and the gate */
+        const int64_t low = c->config->hgf_rank;
+        const int64_t packed = low * chm_ternary_blocks(p->in) * 64 + p->out * chm_ternary_blocks(low) * 64;
+        const int64_t plain = low * (p->in + p->out);
+        c->size.parameters += plain + 1;
+        c->size.bytes += (size_t)(c->config->quant == CHM_QUANT_BITNET ? packed + 4 * (low + p->out) : 4 * plain) + 4;
     }
     return p;
 }
