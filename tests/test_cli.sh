@@ -202,7 +202,7 @@ expect 2 'generation.top' check card.json --set generation.topp=0.5
 # what is on, not built and would change numbers: no model is made of it, and check says so
 expect 0 '' check card.json --set attn.window=32
 says out 'attention: no layer of this card is attn; checked, not used'
-for key in quantization.sherry_mode quantization.hgf_correction training.distillation_init byte_level; do
+for key in training.distillation_init byte_level; do
     expect 0 '' check card.json --set $key.enabled=true
     says out "cannot be trained or run yet: --set: $key.enabled is true"
     expect 2 "--set $key.enabled=false" init card.json -o sherry.b158 --set $key.enabled=true
@@ -255,7 +255,7 @@ fi
 for format in text json csv md; do expect 0 '' doctor -o $format; done
 head -1 out | grep -q chimera && tail -n +2 out | grep -q scalar && ok || bad 'doctor -o md'
 expect 0 '' doctor -o csv
-head -1 out | grep -q '^part,name,value,detail' && grep -q '^kernel,ternary_matmul,' out && ok || bad 'doctor -o csv'
+head -1 out | grep -q '^part,name,value,detail' && grep -q '^kernel,t2_matmul,' out && ok || bad 'doctor -o csv'
 expect 0 '' doctor -o json
 json out "d['environment'] == []"
 CHIMERA_BACKENT=scalar CHIMERA_GATED_DELTANET__CHUNKSIZE=3 expect 0 '' doctor
@@ -468,10 +468,10 @@ fi
 
 # ---- timing, on stderr and with the kernels of what ran
 expect 0 'prefill' run model.b158 -p 'The quick' -n 5 --seed 9 --timing
-for words in 'first token' 'decode' 'ternary_matmul' 'threads'; do says err "$words"; done
+for words in 'first token' 'decode' 't2_matmul' 'threads'; do says err "$words"; done
 grep -q sgemm err && bad 'run: --timing names a kernel of training' || ok
 expect 0 'prefill' eval model.b158 --data text.txt --timing --backend scalar
-grep -qE '^  ternary_matmul +scalar$' err && ok || bad 'eval: --timing does not say who ran ternary_matmul'
+grep -qE '^  t2_matmul +scalar$' err && ok || bad 'eval: --timing does not say who ran t2_matmul'
 expect 0 'prefill' run model.b158 -p x -n 1 --timing
 # colours are for terminals, and there only without NO_COLOR; the conversation's test has a terminal
 expect 4 'missing.b158' run missing.b158
