@@ -19,7 +19,7 @@ scales 0.02; what they say does not matter to speed. MODEL.b158 should have the 
 
 In turns: ours, then each peer, on one thread, then on two; each turn a prompt and then tokens written one by one, from an
 empty state, after a run that is not counted. Figures are medians over the turns. `weights/s` is tokens a second times the
-weights one token takes; `GB/s`, of decode only, tokens a second times bytes of the model (of ours, those one token touches,
+weights one token takes; `GB/s`, of decode only, tokens a second times bytes of the file (of ours, those one token touches,
 with the state). `ratio` is the median of the turns' ratios of weights a second, ours to the peer: above 1 we are faster.
 Look at the load first: what else runs takes more from two threads than from one.
 
@@ -198,7 +198,9 @@ class Peer:
 
     def run(self, threads):
         report = run_json([*self.command, "-p", self.a.prefill, "-n", self.a.decode, "-t", threads, "-r", 1, "-o", "json"])
-        return {"decode" if row["n_gen"] else "prefill": (row["avg_ts"], row["model_size"]) for row in report}
+        # the file's size: some count a tied head twice in "model_size"
+        size = self.path.stat().st_size
+        return {"decode" if row["n_gen"] else "prefill": (row["avg_ts"], size) for row in report}
 
 
 def turns(a, runners):
