@@ -21,7 +21,8 @@ In turns: ours, then each peer, on one thread, then on two; each turn a prompt a
 empty state, after a run that is not counted. Figures are medians over the turns. `weights/s` is tokens a second times the
 weights one token takes; `GB/s`, of decode only, tokens a second times bytes of the file (of ours, those one token touches,
 with the state). `ratio` is the median of the turns' ratios of weights a second, ours to the peer: above 1 we are faster.
-Look at the load first: what else runs takes more from two threads than from one.
+Look at the load first: the peers' threads wait for one another in a loop, so with other work on the same CPUs two of them
+may be slower than one, which flatters us.
 
 An engine whose program is not given is left out, and the report says so. With none the program ends with code 77, as
 skipped tests do.
