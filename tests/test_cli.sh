@@ -222,6 +222,9 @@ expect 0 'wrote model.b158' init card.json -o model.b158 --seed 3
 expect 0 '' init card.json -o again.b158 --seed 3 --threads 1 -q
 [ -s err ] && bad '-q is not quiet' || ok
 cmp -s model.b158 again.b158 && ok || bad 'init: the same seed gave another file'
+expect 2 'has no name for the model (files.weights)' init card.json
+expect 0 'wrote named.b158' init card.json --set files.weights=named.b158 --seed 3
+[ -s named.b158 ] && ok || bad 'init: no file of the name that the card gives'
 expect 0 '' init card.json -o other.b158 --seed 4
 cmp -s model.b158 other.b158 && bad 'init: another seed gave the same file' || ok
 expect 4 '' init card.json -o missing/model.b158

@@ -46,7 +46,7 @@ static chm_model *make_model(const char *method, const char *pattern, const char
     char *text = chm_format(form, method, pattern, loop);
     chm_model *m = NULL;
     if (chm_model_create(make_card(text), &runtime->registry, &m) || chm_model_allocate(m) ||
-        chm_model_randomise(m, 3, runtime->pool) || chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool))
+        chm_model_randomise(m, 3) || chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool))
         fail_msg("%s", chm_error());
     chm_free(text);
     return m;

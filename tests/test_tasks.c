@@ -381,7 +381,7 @@ static chm_model *fresh_model(void) {
     must(chm_card_load(in_folder("card.json"), &how, &card));
     must(chm_model_create(card, &runtime->registry, &m));
     must(chm_model_allocate(m));
-    must(chm_model_randomise(m, 11, runtime->pool));
+    must(chm_model_randomise(m, 11));
     must(chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool));
     return m;
 }

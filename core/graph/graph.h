@@ -138,6 +138,8 @@ size_t chm_param_code_bytes(const chm_param *p, int32_t encoding);
 size_t chm_param_scale_bytes(const chm_param *p, int64_t group);
 /* value -> packed form and dequant, in parallel; exact */
 int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool);
+/* rows of an int8 matrix from theirs in f32: q [rows][in rounded up to 64], scale [rows], dequant (NULL: not wanted) */
+void chm_int8_rows(const float *w, int64_t rows, int64_t in, int8_t *q, float *scale, float *dequant);
 /* row `row` of a parameter as the file gives it back */
 void chm_param_row(const chm_param *p, int64_t row, float *out);
 

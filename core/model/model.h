@@ -64,7 +64,11 @@ void chm_model_destroy(chm_model *m);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
 /* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */
-int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
+int chm_model_randomise(chm_model *m, uint64_t seed);
+/* The model that chm_model_allocate, _randomise and _quantise would make, ready to be saved and with no values behind
+ * its packed forms, which ternary codes have in the encoding of the file: it takes the memory that the file takes, not
+ * the 14 times as much of a model that learns. */
+int chm_model_init(chm_model *m, uint64_t seed, const struct chm_kernels *k, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
 /* What layers change by rules of their own, once the optimiser has moved the rest, from what the passes of the step

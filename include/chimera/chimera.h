@@ -72,9 +72,11 @@ typedef struct chm_overlay {
  * resolved: every value with its origin too. A refused card: CHM_E_CONFIG. */
 CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *overlay, bool resolved, chm_output format,
                          FILE *out);
-/* Writes an untrained model. */
+/* Writes an untrained model, and of one with experts their file beside it. Takes the memory that the files take. */
 CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *overlay, uint64_t seed,
                               const char *path);
+/* What the card calls its model: files.weights; CHM_E_CONFIG where it says nothing. Free with chm_text_free. */
+CHM_PUBLIC int chm_weights_name(chm_runtime *r, const char *card, const chm_overlay *overlay, char **out);
 
 /* ---- tokenizers ----------------------------------------------------------------------------------------------------
  */
