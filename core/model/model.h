@@ -44,6 +44,7 @@ typedef struct chm_model {
     chm_arena arena;                          /* declarations, instances, options */
     void *storage;                            /* of values when not mapped */
     bool trainable;
+    double open_seconds; /* that chm_open took */
     chm_map map; /* the .b158 it was opened from */
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */

@@ -23,6 +23,7 @@ int chm_card_options_from(const chm_runtime *r, const chm_overlay *overlay, stru
 int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool verify, chm_model **out) {
     struct chm_card_options options;
     chm_model *m = NULL;
+    const double begun = chm_now();
     *out = NULL;
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
@@ -45,6 +46,7 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
         goto fail;
     }
     chm_card_say_unused(m->card);
+    m->open_seconds = chm_now() - begun;
     *out = m;
     return CHM_OK;
 fail:

@@ -266,14 +266,24 @@ CHM_PUBLIC char *chm_kernels_used(chm_runtime *r);
 CHM_PUBLIC char *chm_kernels_training(chm_runtime *r);
 CHM_PUBLIC void chm_text_free(char *text);
 
+/* A model and the runtime to measure it in: another backend is another runtime, with a model opened in it. */
+typedef struct chm_bench_subject {
+    chm_runtime *runtime;
+    chm_model *model;
+} chm_bench_subject;
 typedef struct chm_bench_options {
     uint32_t size;
     int32_t repeats;                       /* 0: 5 */
     int64_t prefill_tokens, decode_tokens; /* 0: 256, 64 */
+    int32_t streams;                       /* most in one pass, 1..32; 0: 32 */
+    const char *compare;                   /* a report in JSON to set this one beside; NULL: none */
 } chm_bench_options;
-/* Rows prefill and decode: tokens_per_second (median of repeats), bytes_per_token, bandwidth_fraction (bytes per token
- * * rate / read bandwidth measured in the same run), kernels. */
-CHM_PUBLIC int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, chm_output format, FILE *out);
+/* Every kind of work once in every repeat, so that what the machine does meanwhile meets all of them: a prompt,
+ * decoding with 1, 2 and 4 passes of the loop, several streams in one pass. Tokens a second (mean, deviation), bytes a
+ * token reads, the share of the read bandwidth and of the ternary kernel's peak, which are measured in the same run;
+ * and what the first model's card declares beside what was measured. */
+CHM_PUBLIC int chm_bench(const chm_bench_subject *subject, uint32_t subjects, const chm_bench_options *options,
+                         chm_output format, FILE *out);
 
 /* ---- synthetic tasks ------------------------------------------------------------------------------------------------
  */
