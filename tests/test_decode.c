@@ -486,7 +486,7 @@ static void streams_share_a_pass(void **state) {
         const chm_rows pass = {n, parent, position};
         chm_depth depth = {0};
         assert_int_equal(chm_context_begin(c, &pass, slots, STREAMS, CHM_PASS_COMMIT), CHM_OK);
-        const chm_tensor *y = chm_model_forward(m, c, id, NULL, &depth);
+        const chm_tensor *y = chm_model_forward(m, c, id, NULL, NULL, &depth);
         if (chm_context_status(c)) fail_msg("%s", chm_error());
         int64_t passes = 0;
         for (int s = 0, at = 0; s < STREAMS; at += (int)rows[s++]) {
@@ -707,6 +707,76 @@ static void saved_streams_go_on(void **state) {
     chm_free(data);
     chm_close(m);
     chm_runtime_destroy(r);
+}
+
+static int draw_of(void *user, const void *text, size_t bytes) {
+    chm_string_add_bytes(user, text, bytes);
+    return 0;
+}
+
+/* Lists of one id, of neighbours in a tile, of the last tile, which is not full, and of most of the vocabulary: for
+ * every form of the output matrix the logits of the list are those of the whole, in any way of asking for them. */
+static void allowed_ids_have_their_logits(void **state) {
+    (void)state;
+    enum { N = 70, MOST = 258 };
+    static const char *const forms[] = {"quantization.embedding=int8", "quantization.embedding=ternary",
+                                        "quantization.embedding=f32"};
+    int32_t ids[TEXT], list[5][MOST] = {{65}, {34, 33, 40, 32}, {257, 200, 256}, {7, 7, 250, 7}};
+    int64_t count[5] = {1, 4, 3, 4, 0};
+    for (int32_t id = 257; id >= 0; id--)
+        if (id % 37) list[4][count[4]++] = id;
+    test_text(ids);
+    char path[5000];
+    snprintf(path, sizeof path, "%s/form.b158", scratch);
+    for (size_t form = 0; form < CHM_ARRAY_COUNT(forms); form++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            chm_runtime *r = open_runtime(threads, NULL);
+            const chm_overlay overlay = {
+                .size = sizeof overlay, .no_environment = 1, .set_count = 1, .set = &forms[form]};
+            chm_model *m = NULL;
+            chm_stream *s = NULL, *fork = NULL;
+            const float *some = NULL;
+            float *whole = chm_alloc(2 * N * VOCAB * sizeof *whole), *few = whole + N * VOCAB;
+            assert_non_null(whole);
+            assert_int_equal(chm_init_model(r, card_path, &overlay, 5, path), CHM_OK);
+            assert_int_equal(chm_open(r, path, &overlay, true, &m), CHM_OK);
+            assert_int_equal(chm_stream_open(r, m, &s), CHM_OK);
+            assert_int_equal(chm_stream_feed_all(s, ids, N, whole), CHM_OK);
+            for (size_t k = 0; k < CHM_ARRAY_COUNT(list); k++) {
+                bool allowed[VOCAB] = {false};
+                for (int64_t i = 0; i < count[k]; i++) allowed[list[k][i]] = true;
+                chm_stream_restart(s);
+                assert_int_equal(chm_stream_allow(s, list[k], count[k]), CHM_OK);
+                assert_int_equal(chm_stream_feed_all(s, ids, N - 2, few), CHM_OK);
+                assert_int_equal(chm_stream_fork(s, &fork), CHM_OK);
+                assert_int_equal(chm_stream_feed(fork, ids + N - 2, 1, &some), CHM_OK);
+                memcpy(few + (N - 2) * VOCAB, some, VOCAB * sizeof *some);
+                assert_int_equal(chm_stream_try(fork, ids + N - 1, (const int32_t[]){-1}, 1, few + (N - 1) * VOCAB),
+                                 CHM_OK);
+                for (int64_t i = 0; i < N * VOCAB; i++) {
+                    const float want = allowed[i % VOCAB] ? whole[i] : -INFINITY;
+                    assert_memory_equal(&few[i], &want, sizeof want);
+                }
+                chm_stream_close(fork);
+                /* what is written is of the list, and nothing else */
+                const chm_sampling hot = {.size = sizeof hot, .temperature = 3, .top_p = 1, .repeat_penalty = 1};
+                chm_string text = {0};
+                assert_int_equal(chm_generate(s, "", 0, 40, &hot, draw_of, &text, NULL), CHM_OK);
+                for (size_t i = 0; i < text.length; i++) assert_true(allowed[(uint8_t)text.text[i]]);
+                if (k == 0) assert_int_equal(text.length, 40);
+                chm_string_finish(&text);
+            }
+            chm_stream_restart(s);
+            assert_int_equal(chm_stream_allow(s, NULL, 0), CHM_OK);
+            assert_int_equal(chm_stream_feed_all(s, ids, N, few), CHM_OK);
+            assert_memory_equal(few, whole, N * VOCAB * sizeof *few);
+            assert_int_equal(chm_stream_allow(s, (const int32_t[]){3, VOCAB}, 2), CHM_E_DATA);
+            assert_int_equal(chm_stream_allow(s, (const int32_t[]){-1}, 1), CHM_E_DATA);
+            chm_free(whole);
+            chm_stream_close(s);
+            chm_close(m);
+            chm_runtime_destroy(r);
+        }
 }
 
 static void reading_allocates_nothing_once_warm(void **state) {
@@ -987,6 +1057,7 @@ int main(void) {
         cmocka_unit_test(forks_go_their_own_ways),
         cmocka_unit_test(trees_equal_plain_reading),
         cmocka_unit_test(saved_streams_go_on),
+        cmocka_unit_test(allowed_ids_have_their_logits),
         cmocka_unit_test(reading_allocates_nothing_once_warm),
         cmocka_unit_test(a_seed_writes_one_text),
         cmocka_unit_test(generation_keeps_its_word),

@@ -101,7 +101,7 @@ static double loss_of(chm_model *m, chm_context *c, struct held *h, int passes, 
     double loss = NAN;
     h->next = 0;
     must(chm_context_begin(c, &rows, NULL, STREAMS, CHM_PASS_TRAIN));
-    chm_tensor *logits = chm_model_forward(m, c, id, NULL, &depth);
+    chm_tensor *logits = chm_model_forward(m, c, id, NULL, NULL, &depth);
     must(chm_context_status(c));
     must(chm_cross_entropy(c, logits, target, 258, 1.0f / (STREAMS * T), &loss, &counted));
     if (backward) must(chm_backward(c));

@@ -106,7 +106,7 @@ static int decode_rows(runner *w, const chm_bench_row *row, const int32_t *ids, 
         const chm_rows rows = {.count = row->rows, .parent = parent, .position = position};
         int status = chm_context_begin(w->context, &rows, w->states, (int)row->rows, CHM_PASS_COMMIT);
         if (status == CHM_OK) {
-            chm_model_forward(m, w->context, id, NULL, &depth);
+            chm_model_forward(m, w->context, id, NULL, NULL, &depth);
             status = chm_context_status(w->context);
         }
         if (status != CHM_OK) return status;

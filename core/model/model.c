@@ -459,7 +459,8 @@ static chm_tensor *looped_blocks(const chm_model *m, chm_context *c, int pass, c
     return blocks(m, c, loop->first, loop->last, loop->per_pass ? pass - 1 : 0, x);
 }
 
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth) {
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth) {
     chm_graph *g = chm_context_graph(c);
     const int64_t rows = chm_context_rows(c);
     chm_context_enter(c, -1, "embedding", 0);
@@ -482,7 +483,9 @@ chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, 
             if (want[r]) memcpy(few->data + at++ * x->width, x->data + r * x->width, (size_t)x->width * sizeof(float));
         x = few;
     }
-    return chm_linear(g, chm_rmsnorm(g, x, m->final_norm, 0), m->head);
+    x = chm_rmsnorm(g, x, m->final_norm, 0);
+    return allowed && allowed->count > 0 ? chm_linear_some(c, x, m->head, allowed->id, allowed->count)
+                                         : chm_linear(g, x, m->head);
 }
 
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding) {

@@ -45,7 +45,7 @@ typedef struct chm_model {
     void *storage;                            /* of values when not mapped */
     bool trainable;
     double open_seconds; /* that chm_open took */
-    chm_map map; /* the .b158 it was opened from */
+    chm_map map;         /* the .b158 it was opened from */
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
     struct chm_safetensors *experts;
@@ -79,9 +79,16 @@ void chm_model_after_step(chm_model *m, chm_layer_report report, void *user);
 void chm_model_clear_tallies(chm_model *m);
 /* Passes of the loop that training takes for one sequence of one step: 1 where there is no loop. */
 int chm_loop_depth(const struct chm_loop_config *config, uint64_t seed, int64_t step, int64_t stream);
-/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
- * want[r] is set get logits (NULL: all rows), the result has as many rows. depth NULL: the card's passes. */
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth);
+/* Ids of the vocabulary, ascending and each once. */
+typedef struct chm_id_list {
+    const int32_t *id;
+    int64_t count; /* 0: all of the vocabulary */
+} chm_id_list;
+/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `want`: only rows whose want[r]
+ * is set get logits (NULL: all rows), the result has as many rows. allowed (NULL: all): the logits that are wanted, all
+ * others are -infinity. depth NULL: the card's passes. */
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth);
 /* One layer or ffn alone, as the stack would run it. */
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 

@@ -194,6 +194,11 @@ CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n,
 CHM_PUBLIC int chm_stream_try(chm_stream *s, const int32_t *ids, const int32_t *parent, int64_t n, float *logits);
 CHM_PUBLIC int chm_stream_accept(chm_stream *s, const int32_t *path, int64_t n);
 
+/* From the next pass on only these n tokens (any order) may come: their logits have the same bytes as ever, all others
+ * are -infinity, and only that part of the output matrix is read. chm_generate draws none but them; it may be called
+ * from its `emit`. n 0: all of the vocabulary again. A fork has the list of its stream, a saved one has none. */
+CHM_PUBLIC int chm_stream_allow(chm_stream *s, const int32_t *ids, int64_t n);
+
 /* What the members below may be; the card's generation section and the command accept the same. */
 #define CHM_TEMPERATURE_MAX    100
 #define CHM_TOP_K_MAX          (1 << 24)
