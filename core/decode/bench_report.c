@@ -206,7 +206,7 @@ static void fill_declared(const chm_bench_run *b, chm_table *t) {
     chm_table_column(t, "verdict");
     chm_table_column(t, "note");
     line(t, "deployment.cold_start_s", chm_card_number(card, "deployment.cold_start_s", NAN), s->seconds, "s", true,
-         "model opened and one token read, its file in the page cache or not as it was");
+         "model opened and one token read");
     line(t, "memory_budget_mb ternary_weights", weights, (double)(s->files - s->experts) / megabyte, "MB", true,
          "the model's file: codes, scales, f32, embedding and tokenizer");
     line(t, "memory_budget_mb moe_experts", experts, s->experts ? (double)s->experts / megabyte : -1, "MB", true,
