@@ -128,7 +128,7 @@ static void open_alone(struct alone *a, chm_runtime *r, int64_t width, const cha
     const chm_layer_options options = {.size = sizeof options, .plugin = "moe", .overlay = &overlay};
     *a = (struct alone){.runtime = r};
     must(chm_layer_alone_open(&a->layer, r, &options, NULL, width, 1 / sqrt((double)width), true));
-    must(chm_model_randomise(a->layer.model, 1, r->pool));
+    must(chm_model_randomise(a->layer.model, 1));
     must(chm_context_create(&r->kernels.kernels, r->pool, &a->layer.model->layout, 1e-6f, &a->context));
     chm_context_on_tap(a->context, listen, a);
 }
