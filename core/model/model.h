@@ -109,6 +109,9 @@ typedef struct chm_st_tensor {
     int64_t shape[8];
     const uint8_t *data;
     uint64_t bytes;
+    /* writing, where data is NULL: writes the bytes, one after the other, instead; `source` is for it */
+    int (*produce)(chm_writer *writer, const struct chm_st_tensor *t);
+    const void *source;
 } chm_st_tensor;
 typedef struct chm_safetensors {
     chm_st_tensor *tensor; /* file order */
@@ -116,6 +119,8 @@ typedef struct chm_safetensors {
     const char *const *meta_key;
     const char *const *meta_value;
     int metas;
+    const uint8_t *header; /* the 8 bytes of its length, and the header */
+    uint64_t header_bytes; /* of both */
     void *owned;
 } chm_safetensors;
 /* Every offset, overlap, gap, dtype and shape checked; `name` stands for the file in messages. data must outlive it. */
@@ -123,6 +128,12 @@ int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes,
 void chm_safetensors_destroy(chm_safetensors *s);
 const chm_st_tensor *chm_safetensors_find(const chm_safetensors *s, const char *name); /* NULL: no sentence */
 const char *chm_safetensors_meta(const chm_safetensors *s, const char *key);
+/* A header may have its own hash in __metadata__, CHM_ST_HEADER_HASH: XXH3 64 as 16 hex digits, of the 8 bytes of the
+ * length and the header up to those digits, as the seed of that of what follows them. The writer puts it in place of
+ * any 16 characters under that key. */
+#define CHM_ST_HEADER_HASH "header_hash"
+bool chm_safetensors_sealed(const chm_safetensors *s); /* it has one, and it is right */
+void chm_safetensors_seal(uint8_t *header, uint64_t bytes);
 /* Atomic write. Tensors in the order given; align: pad tensors "_pad.N" keep every tensor on 64 bytes. */
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align);
