@@ -13,7 +13,7 @@ static const struct cli_option options[] = {
      .doc = "take what does not fit as near as it goes, and say how much that was, instead of refusing it"},
     {.name = "data",
      .type = CLI_FILES,
-     .value = "FILE...",
+     .value = "FILE",
      .doc = "score both models on this text, as chimera eval does; several, repeatable"},
     {.name = "card", .type = CLI_TEXT, .value = "CARD", .doc = "the model card whose parameters a plain file holds"},
     {.name = "import",

@@ -282,21 +282,24 @@ static void decode_rows(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; i++) chm_param_row(r->p, r->first + i, r->out + i * r->p->in);
 }
 
-struct decoding {
-    const chm_param *p;
+/* What a plain file is written from. */
+struct plain {
+    chm_st_tensor *tensor;
+    const chm_param **param; /* of each tensor */
     chm_pool *pool;
 };
 
-static int produce(chm_writer *writer, const chm_st_tensor *t) {
-    const struct decoding *d = t->source;
-    const int64_t at_once = CHM_MAX(1, CHM_MIN(d->p->out, (1 << 20) / d->p->in));
-    struct rows r = {.p = d->p};
+static int produce(void *user, const chm_st_tensor *t, chm_writer *writer) {
+    const struct plain *plain = user;
+    const chm_param *p = plain->param[t - plain->tensor];
+    const int64_t at_once = CHM_MAX(1, CHM_MIN(p->out, (1 << 20) / p->in));
+    struct rows r = {.p = p};
     int status = CHM_OK;
-    if (!(r.out = chm_alloc((size_t)(at_once * d->p->in) * sizeof *r.out))) return CHM_E_MEMORY;
-    for (; r.first < d->p->out && !status; r.first += at_once) {
-        const int64_t n = CHM_MIN(at_once, d->p->out - r.first);
-        chm_parallel(d->pool, n, 8, decode_rows, &r);
-        status = chm_writer_write(writer, r.out, (size_t)(n * d->p->in) * sizeof *r.out);
+    if (!(r.out = chm_alloc((size_t)(at_once * p->in) * sizeof *r.out))) return CHM_E_MEMORY;
+    for (; r.first < p->out && !status; r.first += at_once) {
+        const int64_t n = CHM_MIN(at_once, p->out - r.first);
+        chm_parallel(plain->pool, n, 8, decode_rows, &r);
+        status = chm_writer_write(writer, r.out, (size_t)(n * p->in) * sizeof *r.out);
     }
     chm_free(r.out);
     return status;
@@ -335,11 +338,12 @@ static const char *keep(struct job *j, const char *before, const char *after) {
 static int write_plain(struct job *j) {
     const size_t most = 2 * (size_t)j->params + 1, more = 2 * (size_t)j->params + (size_t)j->notes + 1;
     chm_st_tensor *tensor = chm_arena_zero(&j->arena, most * sizeof *tensor);
-    struct decoding *decoding = chm_arena_take(&j->arena, most * sizeof *decoding);
+    const chm_param **param = chm_arena_zero(&j->arena, most * sizeof *param);
+    struct plain plain = {tensor, param, j->runtime->pool};
     const char **key = chm_arena_take(&j->arena, more * sizeof *key);
     const char **value = chm_arena_take(&j->arena, more * sizeof *value);
     int tensors = 0, metas = 0;
-    if (!tensor || !decoding || !key || !value) return CHM_E_MEMORY;
+    if (!tensor || !param || !key || !value) return CHM_E_MEMORY;
     for (int i = 0; i < j->notes; i++) {
         key[metas] = j->note[i].key;
         value[metas++] = j->note[i].value;
@@ -353,15 +357,12 @@ static int write_plain(struct job *j) {
                             "%s: parameter '%s': row %" PRId64 " has codes under a scale of 0, which would not come "
                             "back; --lossy makes them 0",
                             j->in, chm_quote(p->name).text, hidden);
-        decoding[i] = (struct decoding){p, j->runtime->pool};
+        param[tensors] = p;
         chm_st_tensor *t = &tensor[tensors++];
-        *t = (chm_st_tensor){.name = p->name, .dtype = CHM_ST_F32, .rank = p->rank, .source = &decoding[i]};
+        *t = (chm_st_tensor){.name = p->name, .dtype = CHM_ST_F32, .rank = p->rank};
         memcpy(t->shape, p->shape, sizeof p->shape);
         t->bytes = 4 * (uint64_t)p->count;
-        if (packed)
-            t->produce = produce;
-        else
-            t->data = (const uint8_t *)p->value;
+        if (!packed) t->data = (const uint8_t *)p->value;
         key[metas] = keep(j, "encoding.", p->name);
         value[metas++] = chm_b158_encoding(&j->arena, p);
         if (p->expert) {
@@ -386,7 +387,7 @@ static int write_plain(struct job *j) {
     value[metas++] = j->card;
     const chm_st_tensor *tokenizer = chm_safetensors_find(j->file, CHM_B158_TOKENIZER);
     if (tokenizer && !j->import) tensor[tensors++] = *tokenizer;
-    return chm_safetensors_write(j->out, tensor, tensors, key, value, metas, false);
+    return chm_safetensors_write_made(j->out, tensor, tensors, key, value, metas, produce, &plain);
 }
 
 static int write_ours(struct job *j) {

@@ -109,9 +109,6 @@ typedef struct chm_st_tensor {
     int64_t shape[8];
     const uint8_t *data;
     uint64_t bytes;
-    /* writing, where data is NULL: writes the bytes, one after the other, instead; `source` is for it */
-    int (*produce)(chm_writer *writer, const struct chm_st_tensor *t);
-    const void *source;
 } chm_st_tensor;
 typedef struct chm_safetensors {
     chm_st_tensor *tensor; /* file order */
@@ -140,5 +137,9 @@ int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int cou
 /* The same, left for the caller to commit; on failure the writer is abandoned. */
 int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
                           const char *const *meta_key, const char *const *meta_value, int metas, bool align);
+/* As chm_safetensors_write, without padding; the bytes of a tensor whose data is NULL are written by `produce`. */
+typedef int (*chm_st_produce)(void *user, const chm_st_tensor *t, chm_writer *writer);
+int chm_safetensors_write_made(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                               const char *const *meta_value, int metas, chm_st_produce produce, void *user);
 
 #endif

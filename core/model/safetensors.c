@@ -423,8 +423,9 @@ static int add_entry(const char *path, json_t *root, const char *name, const chm
 /* The zeros that bring byte `at` of the data to the next multiple of 64. */
 static int64_t padding(uint64_t at) { return (int64_t)((ALIGNMENT - at % ALIGNMENT) % ALIGNMENT); }
 
-int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
-                          const char *const *meta_key, const char *const *meta_value, int metas, bool align) {
+static int begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                 const char *const *meta_key, const char *const *meta_value, int metas, bool align,
+                 chm_st_produce produce, void *user) {
     static const uint8_t zeros[ALIGNMENT];
     chm_string text = {0};
     uint64_t at = 0;
@@ -487,8 +488,8 @@ int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_ten
     status = chm_writer_write(writer, text.text, text.length);
     at = 0;
     for (int i = 0; i < count && !status; i++) {
-        status = tensor[i].produce ? tensor[i].produce(writer, &tensor[i])
-                                   : chm_writer_write(writer, tensor[i].data, (size_t)tensor[i].bytes);
+        status = produce && !tensor[i].data ? produce(user, &tensor[i], writer)
+                                            : chm_writer_write(writer, tensor[i].data, (size_t)tensor[i].bytes);
         at += tensor[i].bytes;
         if (align && i + 1 < count && !status) {
             status = chm_writer_write(writer, zeros, (size_t)padding(at));
@@ -502,9 +503,21 @@ out:
     return status;
 }
 
+int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                          const char *const *meta_key, const char *const *meta_value, int metas, bool align) {
+    return begin(writer, path, tensor, count, meta_key, meta_value, metas, align, NULL, NULL);
+}
+
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align) {
     chm_writer writer;
     const int status = chm_safetensors_begin(&writer, path, tensor, count, meta_key, meta_value, metas, align);
+    return status ? status : chm_writer_commit(&writer);
+}
+
+int chm_safetensors_write_made(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                               const char *const *meta_value, int metas, chm_st_produce produce, void *user) {
+    chm_writer writer;
+    const int status = begin(&writer, path, tensor, count, meta_key, meta_value, metas, false, produce, user);
     return status ? status : chm_writer_commit(&writer);
 }
