@@ -103,10 +103,16 @@ static void put_sherry(block from, int64_t row0, int64_t input0, const struct ch
                 }
                 bool zero = false;
                 for (int i = 0; i < 4; i++) {
-                    if (code[i] == 1 && zero) code[i] = 2;
+                    if (code[i] == 1 && zero) {
+                        code[i] = 2;
+                        misfit->weights += i < real;
+                    }
                     zero = zero || code[i] == 1;
                 }
-                if (!zero) code[0] = 1;
+                if (!zero) {
+                    code[0] = 1;
+                    misfit->weights++;
+                }
                 form = sherry_form(code);
             }
             const int at = 64 * (p / 2) + lane;
@@ -155,6 +161,21 @@ void chm_ternary_repack(const struct chm_ternary *w, int32_t encoding, int64_t t
             blank_padding(w, t, b, codes_of);
             put(encoding, codes_of, w, t, b, codes + t * to, misfit);
         }
+}
+
+void chm_ternary_pack(const struct chm_ternary *w, int64_t t, const uint8_t *code, uint8_t *codes,
+                      struct chm_misfit *misfit) {
+    const int64_t stride = chm_ternary_code_stride(w->encoding, w->in);
+    memset(codes + t * stride, 0, (size_t)stride);
+    for (int64_t b = 0; b < chm_ternary_blocks(w->in); b++) {
+        block codes_of;
+        for (int j = 0; j < STEPS; j++)
+            for (int lane = 0; lane < LANES; lane++) {
+                const int64_t row = lane / 4, input = 64 * b + 4 * j + lane % 4;
+                codes_of[j][lane] = 16 * t + row < w->out && input < w->in ? code[row * w->in + input] : 1;
+            }
+        put(w->encoding, codes_of, w, t, b, codes + t * stride, misfit);
+    }
 }
 
 void chm_ternary_codes(const struct chm_ternary *w, int64_t row, int64_t first, int64_t n, uint8_t *code) {

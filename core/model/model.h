@@ -128,6 +128,8 @@ typedef struct chm_safetensors {
     const char *const *meta_key;
     const char *const *meta_value;
     int metas;
+    const uint8_t *header; /* the 8 bytes of its length, and the header */
+    uint64_t header_bytes; /* of both */
     void *owned;
 } chm_safetensors;
 /* Every offset, overlap, gap, dtype and shape checked; `name` stands for the file in messages. data must outlive it. */
@@ -135,11 +137,21 @@ int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes,
 void chm_safetensors_destroy(chm_safetensors *s);
 const chm_st_tensor *chm_safetensors_find(const chm_safetensors *s, const char *name); /* NULL: no sentence */
 const char *chm_safetensors_meta(const chm_safetensors *s, const char *key);
+/* A header may have its own hash in __metadata__, CHM_ST_HEADER_HASH: XXH3 64 as 16 hex digits, of the 8 bytes of the
+ * length and the header up to those digits, as the seed of that of what follows them. The writer puts it in place of
+ * any 16 characters under that key. */
+#define CHM_ST_HEADER_HASH "header_hash"
+bool chm_safetensors_sealed(const chm_safetensors *s); /* it has one, and it is right */
+void chm_safetensors_seal(uint8_t *header, uint64_t bytes);
 /* Atomic write. Tensors in the order given; align: pad tensors "_pad.N" keep every tensor on 64 bytes. */
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align);
 /* The same, left for the caller to commit; on failure the writer is abandoned. */
 int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
                           const char *const *meta_key, const char *const *meta_value, int metas, bool align);
+/* As chm_safetensors_write, without padding; the bytes of a tensor whose data is NULL are written by `produce`. */
+typedef int (*chm_st_produce)(void *user, const chm_st_tensor *t, chm_writer *writer);
+int chm_safetensors_write_made(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                               const char *const *meta_value, int metas, chm_st_produce produce, void *user);
 
 #endif

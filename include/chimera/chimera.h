@@ -160,6 +160,31 @@ typedef struct chm_model chm_model;
 CHM_PUBLIC int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool verify, chm_model **out);
 CHM_PUBLIC void chm_close(chm_model *m);
 CHM_PUBLIC int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out);
+
+/* A model file in another form. */
+typedef struct chm_convert_options {
+    uint32_t size;
+    bool lossy;           /* take what does not fit as near as it goes, instead of refusing it by name */
+    const char *encoding; /* of ternary codes in a .b158: "t2", "t5", "sherry"; NULL: as they are (new ones: t5) */
+    const char *card;     /* the card that says what the tensors of a plain file are; NULL: the file says it */
+    const chm_overlay *overlay; /* over that card */
+    /* how another's checkpoint has its ternary matrices: "autobitlinear", "bitlinear" (packed; weight_scale multiplies,
+     * divides), "absmean" (master weights); NULL: it is none */
+    const char *import;
+} chm_convert_options;
+typedef struct chm_convert_result {
+    uint32_t size;
+    int32_t parameters;
+    int64_t weights;
+    int64_t fours, unfit, changed; /* into sherry: groups of four, those without exactly one zero, weights changed */
+    int32_t quantised;             /* parameters that were not on the grid of their form */
+    double rms_error;              /* of their weights, relative to the rms of these */
+} chm_convert_result;
+/* `in` is a .b158 or any other safetensors file, `out` is called .b158 or .safetensors: plain F32 tensors, by the names
+ * of the parameters, with the scales of ternary and int8 ones beside them so that all comes back to the byte. Between
+ * encodings no byte is lost either, but for sherry, which needs one zero in every four weights. Atomic. */
+CHM_PUBLIC int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_convert_options *options,
+                           chm_convert_result *result);
 CHM_PUBLIC int32_t chm_vocab(const chm_model *m);
 CHM_PUBLIC int32_t chm_end_of_text(const chm_model *m);
 /* Text <-> tokens. encode: writes at most cap ids, returns how many there are, < 0 on failure. decode: bytes of one id,
