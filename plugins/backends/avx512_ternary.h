@@ -12,10 +12,11 @@
 #include "avx512.h"
 
 enum {
-    MOST_ROWS = 4,         /* whose sums the registers hold */
-    MOST_FIELDS = 5,       /* blocks in a superblock */
+    MOST_ROWS = 4,   /* whose sums the registers hold */
+    MOST_FIELDS = 5, /* blocks in a superblock */
     /* Codes stream from memory once. On some CPUs the hardware's prefetcher alone leaves half the bandwidth unused, on
-     * others asking for every line costs more than it brings: every fourth is within a twentieth of the best on both. */
+     * others asking for every line costs more than it brings: every fourth is within a twentieth of the best on both.
+     */
     PREFETCH_BYTES = 4096,
     BAND_BYTES = 192 << 10,
     MOST_BLOCKS = 160, /* that a tile is multiplied by at a time; whole superblocks of every encoding */
