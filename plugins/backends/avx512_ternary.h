@@ -150,7 +150,7 @@ ALWAYS_INLINE void superblock(const int32_t encoding, const uint8_t *codes, cons
     UNROLL4 for (int j = 0; j < 16; j++) {
         __m512i field[MOST_FIELDS];
         const uint8_t *at = codes + 64 * j;
-        if (prefetch && j % 4 == 0) _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
+        if (prefetch) _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
 #if defined(AVX512_VBMI)
         if (encoding == CHM_ENCODING_T5)
             split5(_mm512_loadu_si512(at), field);
