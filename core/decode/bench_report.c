@@ -249,7 +249,8 @@ static int write_json(const chm_bench_run *b, const chm_table *rows, const chm_t
         chm_json_string(out, of->model->path);
         fprintf(out, ", \"encoding\": \"%s\", \"backend\": \"%s\", \"peak_products_per_second\": %.6g", encoding,
                 backend_of(of), peak);
-        fprintf(out, ", \"state_bytes\": %zu, \"kernels\": ", of->model->layout.bytes);
+        fprintf(out, ", \"state_bytes\": %zu, \"repacked_bytes\": %zu, \"repack_seconds\": %.6g, \"kernels\": ",
+                of->model->layout.bytes, of->model->repacked_bytes, of->model->repack_seconds);
         write_kernels(of->runtime, out);
         putc('}', out);
     }

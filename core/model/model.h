@@ -44,8 +44,10 @@ typedef struct chm_model {
     chm_arena arena;                          /* declarations, instances, options */
     void *storage;                            /* of values when not mapped */
     bool trainable;
-    double open_seconds; /* that chm_open took */
-    chm_map map;         /* the .b158 it was opened from */
+    double open_seconds;   /* that chm_open took, */
+    double repack_seconds; /* of which for codes in an encoding for which it found no fast kernel, */
+    size_t repacked_bytes; /* and the memory that took; 0: none were */
+    chm_map map;           /* the .b158 it was opened from */
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
     struct chm_safetensors *experts;

@@ -29,11 +29,13 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
     if ((status = chm_model_open(path, &r->registry, &options, verify, &m)) != CHM_OK) return status;
-    size_t repacked = 0;
-    if ((status = chm_model_repack(m, &r->kernels, r->pool, &repacked)) != CHM_OK) goto fail;
-    if (repacked > 0)
-        chm_log(CHM_LOG_DEBUG, "%s: codes repacked to t2, %.1f MB in memory: no kernel here is fast at their encoding",
-                path, (double)repacked / 1e6);
+    const double packing = chm_now();
+    if ((status = chm_model_repack(m, &r->kernels, r->pool, &m->repacked_bytes)) != CHM_OK) goto fail;
+    m->repack_seconds = m->repacked_bytes > 0 ? chm_now() - packing : 0;
+    if (m->repacked_bytes > 0) /* said where it is felt: every start pays for it again */
+        chm_log(m->repack_seconds < 0.1 ? CHM_LOG_DEBUG : CHM_LOG_INFO,
+                "%s: codes repacked to t2 in %.2f s and %.1f MB of memory: no kernel here is fast at their encoding",
+                path, m->repack_seconds, (double)m->repacked_bytes / 1e6);
     m->tokenizer = chm_alloc(sizeof(*m->tokenizer));
     if (m->tokenizer == NULL) {
         status = CHM_E_MEMORY;
