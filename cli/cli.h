@@ -144,6 +144,8 @@ int cli_read_text(const char *what, const char *path, char **text, size_t *bytes
 /* Refuses to write a stream to `out` where that is a file the command reads: the model that is its first argument, an
  * ini file, or the text (NULL: none). */
 int cli_check_stream_out(const struct cli *c, const char *out, const char *text);
+/* A runtime as the global options want it, but with this backend (NULL: theirs); a failure is reported. */
+int cli_open_runtime(struct cli *c, const char *backend, chm_runtime **out);
 /* Opens the model that is the i-th argument, with the overlay of the options; a failure is reported. */
 int cli_open_model(struct cli *c, int i, chm_model **out);
 /* Progress: one line rewritten on a terminal, a line each time elsewhere. */

@@ -587,7 +587,7 @@ static chm_model *make_model(const char *const *set, size_t sets) {
     chm_card *loaded = NULL;
     chm_model *m = NULL;
     if (chm_card_parse("small.json", small_card, strlen(small_card), &options, &loaded) ||
-        chm_model_create(loaded, &registry, &m) || chm_model_allocate(m) || chm_model_randomise(m, 5, NULL) ||
+        chm_model_create(loaded, &registry, &m) || chm_model_allocate(m) || chm_model_randomise(m, 5) ||
         chm_model_quantise(m, &kernels, NULL))
         fail_msg("%s", chm_error());
     return m;

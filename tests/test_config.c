@@ -203,7 +203,6 @@ static void seed_unbuilt(void **state) {
         "backbone.layer_pattern: 7 of 28 layers need the layer plugin 'xlstm', which is not loaded",
         "backbone.layer_pattern: 4 of 28 layers need the layer plugin 'titans', which is not loaded",
         "backbone.layer_pattern: 3 of 28 layers need the layer plugin 'sk', which is not loaded",
-        "quantization.hgf_correction: low-rank correction not built yet; checked, and off in this card",
         "xlstm: layer plugin not built yet; checked, not used",
         "modes: decoder not built yet; checked, not used",
         "training.phases.1: training of kind ctx_extend not built yet; checked, not used",
@@ -235,8 +234,7 @@ static void seed_unbuilt(void **state) {
 /* What is on, not built and would change numbers makes no model; what only would be used elsewhere is named. */
 static void switched_on(void **state) {
     (void)state;
-    static const char *const sets[] = {"quantization.hgf_correction.enabled=true",
-                                       "training.distillation_init.enabled=true", "byte_level.enabled=true"};
+    static const char *const sets[] = {"training.distillation_init.enabled=true", "byte_level.enabled=true"};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(sets); i++) {
         chm_card *card = NULL;
         if (parse_set(plain_text, &card, &sets[i], 1)) fail_msg("%s", chm_error());

@@ -43,9 +43,12 @@ typedef struct chm_model_config {
     int64_t weight_group, activation_block; /* 128, 64 */
     enum chm_embedding embedding;           /* quantization.embedding: ternary | int8 | f32 */
     int32_t encoding;                       /* quantization.encoding: enum chm_encoding, of ternary codes in files */
-    bool sparse;                            /* quantization.sherry_mode.enabled: of four weights one is 0 */
-    const char *mixer[CHM_MAX_LAYERS];      /* plugin name of each layer, aliases resolved: "gd" */
-    const char *ffn[CHM_MAX_LAYERS];        /* "mlp" (or "moe") */
+    int64_t hgf_rank;                       /* quantization.hgf_correction.rank; 0: off */
+    double hgf_gate;
+    bool hgf[CHM_MAX_LAYERS];          /* layers whose ternary linears are corrected */
+    bool sparse;                       /* quantization.sherry_mode.enabled: of four weights one is 0 */
+    const char *mixer[CHM_MAX_LAYERS]; /* plugin name of each layer, aliases resolved: "gd" */
+    const char *ffn[CHM_MAX_LAYERS];   /* "mlp" (or "moe") */
     bool in_loop[CHM_MAX_LAYERS];
     struct chm_loop_config loop;
     bool efla[CHM_MAX_LAYERS];  /* named by efla.target_layers, and efla is on */

@@ -422,6 +422,18 @@ static void resolve_model(chm_card *card) {
     m->quant = (enum chm_quant_method)choice_of(good(card, "quantization.method"));
     m->embedding = (enum chm_embedding)choice_of(good(card, "quantization.embedding"));
     m->sparse = is_on(card, "quantization.sherry_mode.enabled");
+    if (is_on(card, "quantization.hgf_correction.enabled")) {
+        whole(card, "quantization.hgf_correction.rank", &m->hgf_rank);
+        number(card, "quantization.hgf_correction.gate", &m->hgf_gate);
+    }
+    const chm_value *corrected = list_of(card, "quantization.hgf_correction.layers");
+    for (int64_t i = 0; i < CHM_MAX_LAYERS; i++) m->hgf[i] = !corrected || !corrected->first;
+    for (const chm_value *v = corrected ? corrected->first : NULL; v; v = v->next)
+        if (v->type == CHM_VALUE_INT && v->integer >= 0 && v->integer < m->layers)
+            m->hgf[v->integer] = true;
+        else if (v->type == CHM_VALUE_INT)
+            chm_card_problem(card, v, "there is no layer %lld: layers are 0..%lld", (long long)v->integer,
+                             (long long)m->layers - 1);
     const chm_value *encoding = good(card, "quantization.encoding"); /* auto, then as in enum chm_encoding */
     const int32_t choice = choice_of(encoding);
     m->encoding = choice > 0 ? choice - 1 : m->sparse ? CHM_ENCODING_SHERRY : CHM_ENCODING_T5;

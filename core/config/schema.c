@@ -1,4 +1,5 @@
 /* schema.c: the rows. Defaults are the seed card's values wherever they do not depend on the size of the model. */
+#include "config/card.h"
 #include "config/schema.h"
 #include "plugin/registry.h"
 #include <chimera/chimera.h> /* ranges of sampling */
@@ -104,8 +105,13 @@ static const struct chm_schema_row rows[] = {
     ALWAYS("quantization.sherry_mode", "Of every four weights one is 0, which takes 1.25 bits (arXiv:2601.07892)."),
     BOOL("quantization.sherry_mode.enabled", "false", "On or off."),
     FLOAT("quantization.sherry_mode.bits", "1.25", 1.25, 1.25, "Bits per weight."),
-    NEEDED("quantization.hgf_correction", "low-rank correction", "Gated full-precision addend (arXiv:2602.05269)."),
+    ALWAYS("quantization.hgf_correction",
+           "A gated product of low rank and higher precision is added to ternary linears (arXiv:2602.05269)."),
     BOOL("quantization.hgf_correction.enabled", "false", "On or off."),
+    INT("quantization.hgf_correction.rank", "32", 1, 4096, "Rank of the product."),
+    FLOAT("quantization.hgf_correction.gate", "0.1", -16, 16, "What the gate of a linear is before training."),
+    INTS("quantization.hgf_correction.layers", "[]", 0, CHM_MAX_LAYERS - 1, 0, CHM_MAX_LAYERS,
+         "Layers whose linears have it; none named: all."),
 
     SHAPE("backbone", CHM_SHAPE_SECTION, "Which layers, in which order.", .flags = CHM_ROW_REQUIRED | CHM_ROW_ALWAYS),
     ENUM("backbone.type", "hybrid_recurrent_no_attention", "hybrid_recurrent_no_attention", "Kind of stack."),

@@ -26,13 +26,15 @@ struct chm_param {
     bool expert;            /* a matrix of a mixture of experts: lies in the model's second file */
     uint32_t stream;        /* Philox stream of its initialiser */
 
-    float *value;                /* training: the latent f32; inference: the f32 value, NULL for packed formats */
-    float *grad;                 /* training only; NULL for CHM_ROLE_OWN */
-    float *tally;                /* training, CHM_ROLE_OWN: what the passes of a step add up */
-    float *dequant;              /* training, packed formats: what the file would give back, [out][in] */
-    struct chm_ternary ternary;  /* CHM_FORMAT_TERNARY; in training T2 */
-    int32_t stored;              /* enum chm_encoding that a file written now has it in */
-    bool sparse;                 /* one weight of four is 0, as sherry needs it (training) */
+    float *value;               /* training: the latent f32; inference: the f32 value, NULL for packed formats */
+    float *grad;                /* training only; NULL for CHM_ROLE_OWN */
+    float *tally;               /* training, CHM_ROLE_OWN: what the passes of a step add up */
+    float *dequant;             /* training, packed formats: what the file would give back, [out][in] */
+    struct chm_ternary ternary; /* CHM_FORMAT_TERNARY; in training T2 */
+    chm_param
+        *correction[3]; /* of a ternary linear: A [rank, in], B [out, rank], gate [1]; or NULL (arXiv:2602.05269) */
+    int32_t stored;     /* enum chm_encoding that a file written now has it in */
+    bool sparse;        /* one weight of four is 0, as sherry needs it (training) */
     struct chm_int8_matrix int8; /* CHM_FORMAT_INT8 */
 };
 
@@ -117,6 +119,9 @@ bool chm_context_trains(const chm_context *c);
 chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags);
 /* Rows ids of a [vocab, width] embedding, as its stored format gives them back. */
 chm_tensor *chm_embed(chm_context *c, chm_param *table, const int32_t *ids, int64_t rows);
+/* chm_linear, of whose outputs only those of a list are wanted, ascending and each once: these have the same bytes, the
+ * others are -infinity. Reads only the tiles of the matrix that the list meets. Not in training. */
+chm_tensor *chm_linear_some(chm_context *c, chm_tensor *x, chm_param *w, const int32_t *id, int64_t ids);
 /* Mean cross-entropy of logits [rows, vocab] against targets (< 0: masked), times `scale` in the gradient. Writes the
  * summed loss (nats, f64 over rows in order) and starts the tape's gradient at the logits. Columns past `vocab` ignored
  */
@@ -138,6 +143,8 @@ size_t chm_param_code_bytes(const chm_param *p, int32_t encoding);
 size_t chm_param_scale_bytes(const chm_param *p, int64_t group);
 /* value -> packed form and dequant, in parallel; exact */
 int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool);
+/* rows of an int8 matrix from theirs in f32: q [rows][in rounded up to 64], scale [rows], dequant (NULL: not wanted) */
+void chm_int8_rows(const float *w, int64_t rows, int64_t in, int8_t *q, float *scale, float *dequant);
 /* row `row` of a parameter as the file gives it back */
 void chm_param_row(const chm_param *p, int64_t row, float *out);
 

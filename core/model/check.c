@@ -23,6 +23,7 @@ typedef struct counting {
     size_t state_bytes;
     int states;
     int status;
+    bool corrected; /* the layer's ternary linears have a product of low rank beside them */
 } counting;
 
 static size_t stored_bytes(const chm_model_config *config, enum chm_role role, int64_t out, int64_t in) {
@@ -83,6 +84,13 @@ static chm_param *count_param(chm_declare *d, const char *name, enum chm_role ro
     if (role == CHM_ROLE_NORM) c->size.norms += count;
     if (role == CHM_ROLE_TERNARY) c->size.ternary += count;
     c->size.bytes += stored_bytes(c->config, role, p->out, p->in);
+    if (role == CHM_ROLE_TERNARY && c->corrected) { /* int8 in blocks of 64, a scale a row; and the gate */
+        const int64_t low = c->config->hgf_rank;
+        const int64_t packed = low * chm_ternary_blocks(p->in) * 64 + p->out * chm_ternary_blocks(low) * 64;
+        const int64_t plain = low * (p->in + p->out);
+        c->size.parameters += plain + 1;
+        c->size.bytes += (size_t)(c->config->quant == CHM_QUANT_BITNET ? packed + 4 * (low + p->out) : 4 * plain) + 4;
+    }
     return p;
 }
 
@@ -118,7 +126,8 @@ static int count_layer(const chm_runtime *r, const chm_card *card, bool mixer, i
     *size = (part_size){0};
     *state_bytes = 0;
     *built = plugin != NULL;
-    counting c = {.declare = {.ops = &counting_ops}, .config = config};
+    counting c = {
+        .declare = {.ops = &counting_ops}, .config = config, .corrected = config->hgf_rank > 0 && config->hgf[layer]};
     chm_arena_init(&c.arena);
     const chm_layer_info info = {.size = sizeof(info),
                                  .layer = layer,
@@ -461,12 +470,27 @@ int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *ove
         status = chm_fail(CHM_E_CONFIG, "%s: the model would replace its tokenizer; give it another name", path);
         goto out;
     }
-    if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
-    if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
-    if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
+    if ((status = chm_model_init(m, seed, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
     status = chm_model_save(m, path);
 out:
     chm_tokenizer_close(&tokenizer);
     chm_model_destroy(m);
+    return status;
+}
+
+int chm_weights_name(chm_runtime *r, const char *card_path, const chm_overlay *overlay, char **out) {
+    struct chm_card_options options;
+    chm_card *card = NULL;
+    *out = NULL;
+    int status = chm_card_options_from(r, overlay, &options);
+    if (status == CHM_OK) status = chm_card_load(card_path, &options, &card);
+    if (status != CHM_OK) return status;
+    const char *name = chm_card_model(card)->weights_file;
+    if (name == NULL)
+        status = chm_fail(CHM_E_CONFIG, "%s: has no name for the model (files.weights); give one with -o MODEL.b158",
+                          card_path);
+    else if ((*out = chm_strdup(name)) == NULL)
+        status = CHM_E_MEMORY;
+    chm_card_destroy(card);
     return status;
 }

@@ -118,6 +118,30 @@ static chm_param *add_param(struct declaring *s, const char *full_name, enum chm
     return p;
 }
 
+/* A ternary linear's product of low rank, where the card has one. B begins at zero: the linear is what it would be
+ * without. */
+static chm_param *add_correction(struct declaring *s, chm_param *p) {
+    const chm_model_config *config = s->m->config;
+    if (config->hgf_rank == 0 || p->layer < 0 || !config->hgf[p->layer]) return p;
+    static const char *const suffix[3] = {"a", "b", "gate"};
+    const int64_t shape[3][2] = {{config->hgf_rank, p->in}, {p->out, config->hgf_rank}, {1, 0}};
+    const chm_init init[3] = {{CHM_INIT_NORMAL, 0, 0, NULL},
+                              {CHM_INIT_CONSTANT, 0, 0, NULL},
+                              {CHM_INIT_CONSTANT, (float)config->hgf_gate, 0, NULL}};
+    for (int k = 0; k < 3; k++) {
+        const char *name = arena_format(&s->m->arena, "%s_hgf_%s", p->name, suffix[k]);
+        if (!name) {
+            s->status = CHM_E_MEMORY;
+            return NULL;
+        }
+        chm_param *c = add_param(s, name, CHM_ROLE_FULL, init[k], k < 2 ? 2 : 1, shape[k]);
+        if (!c) return NULL;
+        if (k < 2 && config->quant == CHM_QUANT_BITNET) c->format = CHM_FORMAT_INT8;
+        p->correction[k] = c;
+    }
+    return p;
+}
+
 static bool layer_role(enum chm_role role) {
     return role == CHM_ROLE_TERNARY || role == CHM_ROLE_FULL || role == CHM_ROLE_NORM || role == CHM_ROLE_OWN;
 }
@@ -142,7 +166,8 @@ static chm_param *declare_param(chm_declare *d, const char *name, enum chm_role 
             REFUSE(s, CHM_E_PLUGIN, "%s is declared twice", full);
             return NULL;
         }
-    return add_param(s, full, role, init, rank, shape);
+    chm_param *p = add_param(s, full, role, init, rank, shape);
+    return p && role == CHM_ROLE_TERNARY ? add_correction(s, p) : p;
 }
 
 static int declare_state(chm_declare *d, const char *name, enum chm_dtype type, int64_t heads, int rank,
@@ -255,8 +280,12 @@ static int declare_layer(chm_model *m, int index, const char *part, const char *
     for (int pass = 2; !s.status && config->loop.per_pass && info.in_loop && pass <= config->loop.most; pass++)
         repeat_states(&s, layer, pass);
     const bool mixture = !strcmp(part, "ffn") && !strcmp(config->ffn[index], "moe");
-    for (int i = layer->first_param; mixture && i < m->params; i++)
-        m->param[i]->expert = m->param[i]->role == CHM_ROLE_TERNARY;
+    for (int i = layer->first_param; mixture && i < m->params; i++) {
+        chm_param *p = m->param[i];
+        if (p->role != CHM_ROLE_TERNARY) continue;
+        p->expert = true;
+        for (int k = 0; k < 3 && p->correction[k]; k++) p->correction[k]->expert = true;
+    }
     if (s.status) return s.status;
     if (declared) return chm_fail(CHM_E_PLUGIN, "%s: plugin %s failed to declare itself", s.part, layer->plugin->name);
     return CHM_OK;
@@ -389,57 +418,6 @@ int chm_model_allocate(chm_model *m) {
     return CHM_OK;
 }
 
-int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool) {
-    (void)pool; /* counter-based: order does not matter, and a few million numbers take no time */
-    for (int i = 0; i < m->params; i++) {
-        chm_param *p = m->param[i];
-        const chm_init *init = &p->init;
-        const float range = init->a > 0 ? init->a : (float)m->config->init_range;
-        switch (init->kind) {
-        case CHM_INIT_NORMAL:
-        case CHM_INIT_RESIDUAL: {
-            const float depth = 2.0f * (float)m->config->effective_depth;
-            const float scale = init->kind == CHM_INIT_RESIDUAL ? range / sqrtf(depth) : range;
-            chm_normals(seed, CHM_RANDOM_INIT, p->stream, p->count, p->value);
-            for (int64_t k = 0; k < p->count; k++) p->value[k] *= scale;
-            break;
-        }
-        case CHM_INIT_UNIFORM:
-            for (int64_t k = 0; k < p->count; k++)
-                p->value[k] = init->a + (init->b - init->a) *
-                                            (float)chm_uniform_at(seed, CHM_RANDOM_INIT, p->stream, (uint64_t)k);
-            break;
-        case CHM_INIT_CONSTANT:
-            for (int64_t k = 0; k < p->count; k++) p->value[k] = init->a;
-            break;
-        case CHM_INIT_LINSPACE:
-            for (int64_t k = 0; k < p->count; k++)
-                p->value[k] = p->count > 1 ? init->a + (init->b - init->a) * (float)k / (float)(p->count - 1) : init->a;
-            break;
-        case CHM_INIT_FORGET: {
-            const int64_t group = init->b > 1 ? (int64_t)init->b : 1;
-            for (int64_t k = 0; k < p->count; k++) {
-                const double u = group > 1 ? (double)(k % group) / (double)(group - 1) : 0;
-                p->value[k] = (float)(5 - 12 * pow(u, (double)init->a));
-            }
-            break;
-        }
-        case CHM_INIT_CUSTOM: {
-            double *uniform = chm_alloc((size_t)p->count * sizeof *uniform);
-            if (!uniform) return CHM_E_MEMORY;
-            for (int64_t k = 0; k < p->count; k++)
-                uniform[k] = chm_uniform_at(seed, CHM_RANDOM_INIT, p->stream, (uint64_t)k);
-            init->fill(uniform, p->count, p->value);
-            chm_free(uniform);
-            break;
-        }
-        default:
-            return chm_fail(CHM_E_PLUGIN, "%s has an unknown initialiser %d", p->name, (int)init->kind);
-        }
-    }
-    return CHM_OK;
-}
-
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool) {
     int status = CHM_OK;
     for (int i = 0; i < m->params && !status; i++) status = chm_param_quantise(m->param[i], k, pool);
@@ -510,7 +488,8 @@ static chm_tensor *looped_blocks(const chm_model *m, chm_context *c, int pass, c
     return blocks(m, c, loop->first, loop->last, loop->per_pass ? pass - 1 : 0, x);
 }
 
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth) {
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth) {
     chm_graph *g = chm_context_graph(c);
     const int64_t rows = chm_context_rows(c);
     chm_context_enter(c, -1, "embedding", 0);
@@ -533,7 +512,9 @@ chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, 
             if (want[r]) memcpy(few->data + at++ * x->width, x->data + r * x->width, (size_t)x->width * sizeof(float));
         x = few;
     }
-    return chm_linear(g, chm_rmsnorm(g, x, m->final_norm, 0), m->head);
+    x = chm_rmsnorm(g, x, m->final_norm, 0);
+    return allowed && allowed->count > 0 ? chm_linear_some(c, x, m->head, allowed->id, allowed->count)
+                                         : chm_linear(g, x, m->head);
 }
 
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding) {

@@ -44,7 +44,10 @@ typedef struct chm_model {
     chm_arena arena;                          /* declarations, instances, options */
     void *storage;                            /* of values when not mapped */
     bool trainable;
-    chm_map map; /* the .b158 it was opened from */
+    double open_seconds;   /* that chm_open took, */
+    double repack_seconds; /* of which for codes in an encoding for which it found no fast kernel, */
+    size_t repacked_bytes; /* and the memory that took; 0: none were */
+    chm_map map;           /* the .b158 it was opened from */
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
     struct chm_safetensors *experts;
@@ -64,7 +67,11 @@ void chm_model_destroy(chm_model *m);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
 /* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */
-int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
+int chm_model_randomise(chm_model *m, uint64_t seed);
+/* The model that chm_model_allocate, _randomise and _quantise would make, ready to be saved and with no values behind
+ * its packed forms, which ternary codes have in the encoding of the file: it takes the memory that the file takes, not
+ * the 14 times as much of a model that learns. */
+int chm_model_init(chm_model *m, uint64_t seed, const struct chm_kernels *k, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
 /* What layers change by rules of their own, once the optimiser has moved the rest, from what the passes of the step
@@ -74,9 +81,16 @@ void chm_model_after_step(chm_model *m, chm_layer_report report, void *user);
 void chm_model_clear_tallies(chm_model *m);
 /* Passes of the loop that training takes for one sequence of one step: 1 where there is no loop. */
 int chm_loop_depth(const struct chm_loop_config *config, uint64_t seed, int64_t step, int64_t stream);
-/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
- * want[r] is set get logits (NULL: all rows), the result has as many rows. depth NULL: the card's passes. */
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth);
+/* Ids of the vocabulary, ascending and each once. */
+typedef struct chm_id_list {
+    const int32_t *id;
+    int64_t count; /* 0: all of the vocabulary */
+} chm_id_list;
+/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `want`: only rows whose want[r]
+ * is set get logits (NULL: all rows), the result has as many rows. allowed (NULL: all): the logits that are wanted, all
+ * others are -infinity. depth NULL: the card's passes. */
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth);
 /* One layer or ffn alone, as the stack would run it. */
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 

@@ -25,6 +25,10 @@
 /* Keeps a running sum running: gcc would collect the terms of an unrolled integer sum, spill them all and add them up
  * in the end. */
 #define KEEP(v)          __asm__("" : "+v"(v))
+/* sum + the dot of four bytes in each lane, `four` the same four everywhere, from memory: gcc 12 would load them into a
+ * register first, and copy every sum it keeps. */
+#define DOT_BROADCAST(sum, codes, four)                                                                                \
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*(const int32_t *)(const void *)(four)))
 /* Constant arguments decide how the functions of these sources are unrolled. */
 #if defined(__clang__)
 #define UNROLL  _Pragma("clang loop unroll(full)")

@@ -92,11 +92,13 @@ ALWAYS_INLINE void int8_rows(const __m512i turned[16], __m512 weight_scale, cons
     }
 }
 
+enum { INT8_ROWS = 64 }; /* whose results wait in a buffer */
+
 static void int8_many(const int8_t *const w[16], __m512 weight_scale, int64_t blocks, const struct chm_activation *x,
                       float *y, int64_t ldy, __mmask16 columns) {
-    float acc[PANEL_ROWS][16];
-    for (int64_t row0 = 0; row0 < x->rows; row0 += PANEL_ROWS) {
-        const int64_t rows = portable_min(PANEL_ROWS, x->rows - row0);
+    float acc[INT8_ROWS][16];
+    for (int64_t row0 = 0; row0 < x->rows; row0 += INT8_ROWS) {
+        const int64_t rows = portable_min(INT8_ROWS, x->rows - row0);
         memset(acc, 0, (size_t)rows * sizeof acc[0]);
         for (int64_t b = 0; b < blocks; b++) {
             __m512i turned[16];

@@ -12,12 +12,14 @@
 #include "avx512.h"
 
 enum {
-    MOST_ROWS = 4,         /* whose sums the registers hold */
-    MOST_FIELDS = 5,       /* blocks in a superblock */
-    PREFETCH_BYTES = 8192, /* codes stream from memory once; the hardware's prefetcher alone leaves half unused */
-    PANEL_ROWS = 64,
-    PANEL_TILES = 4,
-    TURNED = 2048, /* inputs of a row turned at a time, sherry */
+    MOST_ROWS = 4,   /* whose sums the registers hold */
+    MOST_FIELDS = 5, /* blocks in a superblock */
+    /* Codes stream from memory once. On some CPUs the hardware's prefetcher alone leaves half the bandwidth unused, on
+     * others asking for every line costs more than it brings: every fourth is within a twentieth of the best on both.
+     */
+    PREFETCH_BYTES = 4096,
+    BAND_BYTES = 192 << 10,
+    MOST_BLOCKS = 160, /* that a tile is multiplied by at a time; whole superblocks of every encoding */
 };
 
 ALWAYS_INLINE __m512i broadcast4(const int8_t *q) {
@@ -32,11 +34,11 @@ ALWAYS_INLINE __m512 apply_block(__m512 acc, __m512i dot, float act_scale, __m51
     return _mm512_add_ps(acc, _mm512_mul_ps(_mm512_cvtepi32_ps(dot), scale));
 }
 
-/* scales of the 16 rows for one group */
-ALWAYS_INLINE __m512 tile_scales(const uint8_t *record, int64_t group) {
+/* scales of the 16 rows of a tile for a group */
+ALWAYS_INLINE void tile_scales(const uint8_t *record, int64_t group, float scale[16]) {
     const __m128i code = _mm_loadu_si128((const __m128i *)(record + 64 + 16 * group));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)),
-                         _mm512_loadu_ps((const float *)(const void *)record));
+    const __m512 row_scale = _mm512_loadu_ps((const float *)(const void *)record);
+    _mm512_storeu_ps(scale, _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)), row_scale));
 }
 
 /* Four 2-bit fields of each byte, ready for multiply_add(). */
@@ -79,83 +81,100 @@ ALWAYS_INLINE void split5(__m512i codes, __m512i field[MOST_FIELDS]) {
 
 /* Sherry: the four codes of a nibble's inputs, not mirrored; the mirror of code c is 2 - c. Repeated, because the
  * permutation reads two bits above the nibble. */
-#define SHERRY_PLUS(n, place) ((place) == 2 ? 2 : (n) >> (place)&1 ? 2 : 0)
-#define SHERRY_CODE(n, i)     ((i) == (n) / 4 ? 1 : SHERRY_PLUS(n, (i) < (n) / 4 ? (i) : (i)-1))
-#define SHERRY_FIELDS(n)                                                                                               \
-    (uint8_t)(SHERRY_CODE((n) % 16, 0) | SHERRY_CODE((n) % 16, 1) << 2 | SHERRY_CODE((n) % 16, 2) << 4 |               \
-              SHERRY_CODE((n) % 16, 3) << 6)
-static const uint8_t sherry_fields[64] __attribute__((aligned(64))) = {
-    SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0), SIXTEEN(SHERRY_FIELDS, 0)};
+#define SHERRY_FIELDS 0x81, 0x89, 0xa1, 0xa9, 0x84, 0x86, 0xa4, 0xa6, 0x90, 0x92, 0x98, 0x9a, 0x60, 0x62, 0x68, 0x6a
+static const uint8_t sherry_fields[64]
+    __attribute__((aligned(64))) = {SHERRY_FIELDS, SHERRY_FIELDS, SHERRY_FIELDS, SHERRY_FIELDS};
 #endif
 
-ALWAYS_INLINE __m512i multiply_add(__m512i sum, __m512i field, __m512i activations) {
+ALWAYS_INLINE __m512i multiply_add(__m512i sum, __m512i field, const int8_t *four) {
 #if defined(AVX512_VNNI)
-    return _mm512_dpbusd_epi32(sum, field, activations);
+    DOT_BROADCAST(sum, field, four);
 #else
-    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(field, activations));
+    sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(field, broadcast4(four)));
+    KEEP(sum);
+#endif
+    return sum;
+}
+
+/*
+ * Codes are 1 too large, so a sum of codes times activations is too large by the sum of the activations. With the dot
+ * product a sum begins that far below zero, times the factor that its field carries; else the excess is taken off at
+ * the end.
+ */
+ALWAYS_INLINE int32_t first_sum(int32_t activations, int64_t field) {
+#if defined(AVX512_VNNI)
+    return -activations * (field == 4 ? 84 : 1 << 2 * field);
+#else
+    (void)field;
+    return activations;
 #endif
 }
 
-/* int32 sums of codes times activations, out of the sums of field f */
-ALWAYS_INLINE __m512i finish_sum(__m512i sum, const int f) {
+ALWAYS_INLINE __m512i begin_sum(int32_t first) {
 #if defined(AVX512_VNNI)
+    return _mm512_set1_epi32(first);
+#else
+    (void)first;
+    return _mm512_setzero_si512();
+#endif
+}
+
+/* The dots of field f out of its sums */
+ALWAYS_INLINE __m512i finish_sum(__m512i sum, const int f, int32_t first) {
+#if defined(AVX512_VNNI)
+    (void)first;
     if (f == 4) /* 84 = 4 * 21, and the inverse of 21 modulo 2^32 divides what 21 divides */
         return _mm512_mullo_epi32(_mm512_srai_epi32(sum, 2), _mm512_set1_epi32(0x3cf3cf3d));
     return f > 0 ? _mm512_srai_epi32(sum, 2 * f) : sum;
 #else
     const __m512i wide = _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
-    return f & 1 ? _mm512_srai_epi32(wide, 2) : wide;
+    return _mm512_sub_epi32(f & 1 ? _mm512_srai_epi32(wide, 2) : wide, _mm512_set1_epi32(first));
 #endif
 }
 
-/* Activation rows from some block on: codes (sherry: turned), and for each block scale and sum. */
+/* Activation rows from some block on: codes (sherry: turned), and for each block scale and first_sum(). */
 struct rows {
     const int8_t *q[MOST_ROWS];
     const float *scale[MOST_ROWS];
-    const int32_t *sum[MOST_ROWS];
+    const int32_t *first[MOST_ROWS];
 };
 
-/* One superblock of T2 (4 blocks) or T5 (5), whose scales are weight_scale[], for `rows` rows, added to acc. T2 with
- * one row has two sums a field, since each waits for the one before. */
+/* One superblock of T2 (4 blocks) or T5 (5) for `rows` rows, added to acc; the scales of block f are
+ * scales[place[f]]. */
 ALWAYS_INLINE void superblock(const int32_t encoding, const uint8_t *codes, const struct rows *x,
-                              const __m512 weight_scale[MOST_FIELDS], __m512 acc[MOST_ROWS], const int rows,
+                              const float (*scales)[16], const int32_t *place, __m512 acc[MOST_ROWS], const int rows,
                               const bool prefetch) {
-    const int fields = encoding == CHM_ENCODING_T5 ? 5 : 4, sets = rows == 1 && fields == 4 ? 2 : 1;
-    __m512i sum[MOST_ROWS][MOST_FIELDS][2];
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) UNROLL for (int s = 0; s < sets; s++)
-        sum[r][f][s] = _mm512_setzero_si512();
-    UNROLL4 for (int j = 0; j < 16; j += sets) {
-        UNROLL for (int s = 0; s < sets; s++) {
-            __m512i field[MOST_FIELDS];
-            const uint8_t *at = codes + 64 * (j + s);
-            if (prefetch) _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
+    const int fields = encoding == CHM_ENCODING_T5 ? 5 : 4;
+    __m512i sum[MOST_ROWS][MOST_FIELDS];
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) sum[r][f] = begin_sum(x->first[r][f]);
+    UNROLL4 for (int j = 0; j < 16; j++) {
+        __m512i field[MOST_FIELDS];
+        const uint8_t *at = codes + 64 * j;
+        if (prefetch) _mm_prefetch((const char *)(at + PREFETCH_BYTES), _MM_HINT_T0);
 #if defined(AVX512_VBMI)
-            if (encoding == CHM_ENCODING_T5)
-                split5(_mm512_loadu_si512(at), field);
-            else
+        if (encoding == CHM_ENCODING_T5)
+            split5(_mm512_loadu_si512(at), field);
+        else
 #endif
-                split(_mm512_loadu_si512(at), field);
-            UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) {
-                sum[r][f][s] = multiply_add(sum[r][f][s], field[f], broadcast4(x->q[r] + 64 * f + 4 * (j + s)));
-                KEEP(sum[r][f][s]);
-            }
-        }
+            split(_mm512_loadu_si512(at), field);
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) sum[r][f] =
+            multiply_add(sum[r][f], field[f], x->q[r] + 64 * f + 4 * j);
     }
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < fields; f++) {
-        __m512i dot = finish_sum(sum[r][f][0], f);
-        if (sets == 2) dot = _mm512_add_epi32(dot, finish_sum(sum[r][f][1], f));
-        dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(x->sum[r][f]));
-        acc[r] = apply_block(acc[r], dot, x->scale[r][f], weight_scale[f]);
+    UNROLL for (int f = 0; f < fields; f++) {
+        const __m512 weight_scale = _mm512_loadu_ps(scales[place[f]]);
+        UNROLL for (int r = 0; r < rows; r++) acc[r] =
+            apply_block(acc[r], finish_sum(sum[r][f], f, x->first[r][f]), x->scale[r][f], weight_scale);
     }
 }
 
 /* A block by itself, block `b` of x, whose four fields are of the same 64 inputs: one that T2 and T5 have left over, or
  * one of sherry. */
 ALWAYS_INLINE void lone_block(const int32_t encoding, const uint8_t *codes, const uint8_t *mirrors,
-                              const struct rows *x, const int b, __m512 weight_scale, __m512 acc[MOST_ROWS],
+                              const struct rows *x, const int b, const float *scale, __m512 acc[MOST_ROWS],
                               const int rows) {
     __m512i sum[MOST_ROWS][4];
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < 4; f++) sum[r][f] = _mm512_setzero_si512();
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < 4; f++) sum[r][f] =
+        begin_sum(f == 0 ? x->first[r][b] : 0);
     UNROLL for (int j = 0; j < 4; j++) {
         __m512i field[MOST_FIELDS];
 #if defined(AVX512_VBMI)
@@ -172,41 +191,38 @@ ALWAYS_INLINE void lone_block(const int32_t encoding, const uint8_t *codes, cons
             split(_mm512_loadu_si512(codes + 64 * j), field);
         UNROLL for (int r = 0; r < rows; r++) UNROLL for (int f = 0; f < 4; f++) {
             const int at = encoding == CHM_ENCODING_SHERRY ? 16 * j + 4 * f : 16 * f + 4 * j;
-            sum[r][f] = multiply_add(sum[r][f], field[f], broadcast4(x->q[r] + 64 * b + at));
-            KEEP(sum[r][f]);
+            sum[r][f] = multiply_add(sum[r][f], field[f], x->q[r] + 64 * b + at);
         }
     }
     (void)mirrors;
+    const __m512 weight_scale = _mm512_loadu_ps(scale);
     UNROLL for (int r = 0; r < rows; r++) {
-        __m512i dot = _mm512_sub_epi32(finish_sum(sum[r][0], 0), _mm512_set1_epi32(x->sum[r][b]));
-        UNROLL for (int f = 1; f < 4; f++) dot = _mm512_add_epi32(dot, finish_sum(sum[r][f], f));
+        __m512i dot = finish_sum(sum[r][0], 0, x->first[r][b]);
+        UNROLL for (int f = 1; f < 4; f++) dot = _mm512_add_epi32(dot, finish_sum(sum[r][f], f, 0));
         acc[r] = apply_block(acc[r], dot, x->scale[r][b], weight_scale);
     }
 }
 
-/* `blocks` blocks from block `first` on, which begin a superblock at `codes`: a whole superblock, or one left over. */
-ALWAYS_INLINE void unit(const int32_t encoding, const uint8_t *codes, const uint8_t *record, int64_t group,
-                        int64_t first, const bool whole, const struct rows *x, __m512 acc[MOST_ROWS], const int rows,
+/* A whole superblock, or a block left over; place: of its blocks. */
+ALWAYS_INLINE void unit(const int32_t encoding, const uint8_t *codes, const float (*scales)[16], const int32_t *place,
+                        const bool whole, const struct rows *x, __m512 acc[MOST_ROWS], const int rows,
                         const bool prefetch) {
     if (encoding == CHM_ENCODING_SHERRY) {
         if (prefetch)
             UNROLL for (int i = 0; i < 5; i++)
                 _mm_prefetch((const char *)(codes + 64 * i + PREFETCH_BYTES), _MM_HINT_T0);
-        lone_block(encoding, codes, codes + (whole ? 256 : 128), x, 0, tile_scales(record, 64 * first / group), acc,
-                   rows);
-        if (whole)
-            lone_block(encoding, codes + 128, codes + 288, x, 1, tile_scales(record, 64 * (first + 1) / group), acc,
-                       rows);
-        return;
-    }
-    if (!whole) {
-        lone_block(encoding, codes, NULL, x, 0, tile_scales(record, 64 * first / group), acc, rows);
-        return;
-    }
-    const int fields = encoding == CHM_ENCODING_T5 ? 5 : 4;
-    __m512 weight_scale[MOST_FIELDS];
-    UNROLL for (int f = 0; f < fields; f++) weight_scale[f] = tile_scales(record, 64 * (first + f) / group);
-    superblock(encoding, codes, x, weight_scale, acc, rows, prefetch);
+        lone_block(encoding, codes, codes + (whole ? 256 : 128), x, 0, scales[place[0]], acc, rows);
+        if (whole) lone_block(encoding, codes + 128, codes + 288, x, 1, scales[place[1]], acc, rows);
+    } else if (whole)
+        superblock(encoding, codes, x, scales, place, acc, rows, prefetch);
+    else
+        lone_block(encoding, codes, NULL, x, 0, scales[place[0]], acc, rows);
+}
+
+/* The field that block b of `blocks` is in its superblock; 0 where it is by itself. */
+ALWAYS_INLINE int64_t field_of(const int32_t encoding, int64_t blocks, int64_t b) {
+    const int64_t each = encoding == CHM_ENCODING_T5 ? 5 : 4;
+    return encoding != CHM_ENCODING_SHERRY && b < blocks / each * each ? b % each : 0;
 }
 
 /* The bytes 4i + f of 16 to 4f + i: a dword then has the inputs that field f of four bytes of sherry multiplies. */
@@ -215,46 +231,59 @@ ALWAYS_INLINE __m512i turn(__m512i q) {
     return _mm512_shuffle_epi8(q, order);
 }
 
-/* 1 to 4 rows: the codes stream by and the sums stay in registers. Blocks block0..block1; q: of the rows from block0
- * on, q_stride bytes apart. The sums so far are in y, unless block0 is 0. */
+/* What is the same for every tile: blocks block0..block1 of the rows. */
+struct chunk {
+    int64_t block0, block1, group0, group1;
+    const int8_t *q; /* of the rows from block0 on, q_stride bytes apart */
+    int64_t q_stride;
+    int32_t place[MOST_BLOCKS + MOST_FIELDS]; /* of the scales of a block among those of groups group0..group1 */
+    int32_t first[MOST_ROWS][MOST_BLOCKS];
+};
+
+/* 1 to 4 rows: the codes stream by and the sums stay in registers. The sums so far are in y, unless block0 is 0. */
 ALWAYS_INLINE void stream(const int32_t encoding, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
-                          int64_t block0, int64_t block1, const int8_t *q, int64_t q_stride,
-                          const struct chm_activation *x, float *y, int64_t ldy, const int rows) {
+                          const struct chunk *c, const struct chm_activation *x, float *y, int64_t ldy,
+                          const int rows) {
     const int64_t blocks = chm_ternary_blocks(w->in), each = encoding == CHM_ENCODING_SHERRY ? 2
                                                              : encoding == CHM_ENCODING_T5   ? 5
                                                                                              : 4;
     const int64_t code_stride = chm_ternary_code_stride(encoding, w->in);
-    const int64_t stride = chm_ternary_scale_stride(w->in, w->group),
-                  whole = portable_min(block1, blocks / each * each);
+    const int64_t stride = chm_ternary_scale_stride(w->in, w->group);
+    const int64_t whole = portable_min(c->block1, blocks / each * each);
     for (int64_t tile = tile0; tile < tile1; tile++) {
         const uint8_t *record = w->scales + tile * stride;
-        const uint8_t *codes = w->codes + tile * code_stride + block0 / each * chm_ternary_superblock_bytes(encoding);
+        const uint8_t *codes =
+            w->codes + tile * code_stride + c->block0 / each * chm_ternary_superblock_bytes(encoding);
         const __mmask16 columns = lanes(w->out - 16 * tile);
+        float scales[MOST_BLOCKS][16];
+        for (int64_t g = c->group0; g < c->group1; g++) tile_scales(record, g, scales[g - c->group0]);
         __m512 acc[MOST_ROWS];
         struct rows at;
         UNROLL for (int r = 0; r < rows; r++) {
-            acc[r] = block0 > 0 ? _mm512_maskz_loadu_ps(columns, y + r * ldy + 16 * tile) : _mm512_setzero_ps();
-            at.q[r] = q + r * q_stride;
-            at.scale[r] = x->scale + r * x->blocks + block0;
-            at.sum[r] = x->sum + r * x->blocks + block0;
+            acc[r] = c->block0 > 0 ? _mm512_maskz_loadu_ps(columns, y + r * ldy + 16 * tile) : _mm512_setzero_ps();
+            at.q[r] = c->q + r * c->q_stride;
+            at.scale[r] = x->scale + r * x->blocks + c->block0;
+            at.first[r] = c->first[r];
         }
-        int64_t b = block0;
-        for (; b < whole; b += each) {
-            unit(encoding, codes, record, w->group, b, true, &at, acc, rows, true);
+        const int32_t *place = c->place;
+        for (int64_t b = c->block0; b < whole; b += each) {
+            unit(encoding, codes, scales, place, true, &at, acc, rows, true);
             codes += chm_ternary_superblock_bytes(encoding);
+            place += each;
             UNROLL for (int r = 0; r < rows; r++) {
                 at.q[r] += 64 * each;
                 at.scale[r] += each;
-                at.sum[r] += each;
+                at.first[r] += each;
             }
         }
-        for (; b < block1; b++) {
-            unit(encoding, codes, record, w->group, b, false, &at, acc, rows, false);
+        for (int64_t b = whole; b < c->block1; b++) {
+            unit(encoding, codes, scales, place, false, &at, acc, rows, false);
             codes += chm_ternary_tail_bytes(encoding);
+            place++;
             UNROLL for (int r = 0; r < rows; r++) {
                 at.q[r] += 64;
                 at.scale[r]++;
-                at.sum[r]++;
+                at.first[r]++;
             }
         }
         UNROLL for (int r = 0; r < rows; r++) _mm512_mask_storeu_ps(y + r * ldy + 16 * tile, columns, acc[r]);
@@ -264,113 +293,33 @@ ALWAYS_INLINE void stream(const int32_t encoding, const struct chm_ternary *w, i
 ALWAYS_INLINE void stream_rows(const int32_t encoding, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
                                const struct chm_activation *x, float *y, int64_t ldy, const int rows) {
     const int64_t blocks = chm_ternary_blocks(w->in);
-    if (encoding != CHM_ENCODING_SHERRY) {
-        stream(encoding, w, tile0, tile1, 0, blocks, x->q, 64 * x->blocks, x, y, ldy, rows);
-        return;
-    }
-    int8_t turned[MOST_ROWS][TURNED] __attribute__((aligned(64)));
-    for (int64_t b0 = 0; b0 < blocks; b0 += TURNED / 64) {
-        const int64_t b1 = portable_min(b0 + TURNED / 64, blocks);
-        for (int r = 0; r < rows; r++)
-            for (int64_t b = b0; b < b1; b++)
-                _mm512_store_si512(turned[r] + 64 * (b - b0),
-                                   turn(_mm512_loadu_si512(x->q + 64 * (r * x->blocks + b))));
-        stream(encoding, w, tile0, tile1, b0, b1, turned[0], TURNED, x, y, ldy, rows);
-    }
-}
-
-/*
- * 5 rows and more: superblock by superblock, for a chunk of rows and a band of tiles. The activations of the superblock
- * are copied side by side, because rows a power of two apart would share cache sets, and serve every tile of the band;
- * its codes (1 KB) serve all the rows, four at a time; the results wait in `acc`.
- */
-struct panel {
-    int8_t q[PANEL_ROWS][64 * MOST_FIELDS];
-    float scale[PANEL_ROWS][8];
-    int32_t sum[PANEL_ROWS][8];
-    float acc[PANEL_TILES][PANEL_ROWS][16];
-} __attribute__((aligned(64)));
-
-ALWAYS_INLINE void panel_rows(const int32_t encoding, const uint8_t *codes, const uint8_t *record, int64_t group,
-                              int64_t first, const bool whole, const struct panel *p, int64_t row0, float (*to)[16],
-                              const int rows) {
-    struct rows at;
-    __m512 acc[MOST_ROWS];
-    UNROLL for (int r = 0; r < rows; r++) {
-        at.q[r] = p->q[row0 + r];
-        at.scale[r] = p->scale[row0 + r];
-        at.sum[r] = p->sum[row0 + r];
-        acc[r] = _mm512_loadu_ps(to[row0 + r]);
-    }
-    unit(encoding, codes, record, group, first, whole, &at, acc, rows, false);
-    UNROLL for (int r = 0; r < rows; r++) _mm512_storeu_ps(to[row0 + r], acc[r]);
-}
-
-ALWAYS_INLINE void panel_unit(const int32_t encoding, const uint8_t *codes, const uint8_t *record, int64_t group,
-                              int64_t first, const bool whole, const struct panel *p, float (*to)[16], int64_t rows) {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) panel_rows(encoding, codes, record, group, first, whole, p, r, to, 4);
-    switch (rows - r) {
-    case 1:
-        panel_rows(encoding, codes, record, group, first, whole, p, r, to, 1);
-        break;
-    case 2:
-        panel_rows(encoding, codes, record, group, first, whole, p, r, to, 2);
-        break;
-    case 3:
-        panel_rows(encoding, codes, record, group, first, whole, p, r, to, 3);
-        break;
-    default:
-        break;
-    }
-}
-
-ALWAYS_INLINE void panel_matmul(const int32_t encoding, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
-                                const struct chm_activation *x, float *y, int64_t ldy) {
-    const int64_t blocks = chm_ternary_blocks(w->in), each = chm_ternary_superblock(encoding);
-    const int64_t code_stride = chm_ternary_code_stride(encoding, w->in);
-    const int64_t stride = chm_ternary_scale_stride(w->in, w->group);
-    struct panel p;
-    for (int64_t row0 = 0; row0 < x->rows; row0 += PANEL_ROWS) {
-        const int64_t rows = portable_min(PANEL_ROWS, x->rows - row0);
-        for (int64_t band = tile0; band < tile1; band += PANEL_TILES) {
-            const int64_t tiles = portable_min(PANEL_TILES, tile1 - band);
-            for (int64_t t = 0; t < tiles; t++) memset(p.acc[t], 0, (size_t)rows * sizeof p.acc[t][0]);
-            int64_t offset = 0;
-            for (int64_t b = 0; b < blocks;) {
-                const bool whole = b + each <= blocks;
-                const int64_t n = whole ? each : 1;
-                for (int64_t r = 0; r < rows; r++) {
-                    const int64_t at = (row0 + r) * x->blocks + b;
-                    for (int64_t i = 0; i < n; i++) {
-                        const __m512i q = _mm512_loadu_si512(x->q + 64 * (at + i));
-                        _mm512_store_si512(p.q[r] + 64 * i, encoding == CHM_ENCODING_SHERRY ? turn(q) : q);
-                    }
-                    memcpy(p.scale[r], x->scale + at, (size_t)n * sizeof(float));
-                    memcpy(p.sum[r], x->sum + at, (size_t)n * sizeof(int32_t));
-                }
-                for (int64_t t = 0; t < tiles; t++) {
-                    const uint8_t *codes = w->codes + (band + t) * code_stride + offset;
-                    const uint8_t *record = w->scales + (band + t) * stride;
-                    if (whole)
-                        panel_unit(encoding, codes, record, w->group, b, true, &p, p.acc[t], rows);
-                    else
-                        panel_unit(encoding, codes, record, w->group, b, false, &p, p.acc[t], rows);
-                }
-                offset += whole ? chm_ternary_superblock_bytes(encoding) : chm_ternary_tail_bytes(encoding);
-                b += n;
-            }
-            for (int64_t t = 0; t < tiles; t++) {
-                const int64_t first = 16 * (band + t);
-                const __mmask16 columns = lanes(w->out - first);
-                for (int64_t r = 0; r < rows; r++)
-                    _mm512_mask_storeu_ps(y + (row0 + r) * ldy + first, columns, _mm512_loadu_ps(p.acc[t][r]));
-            }
+    int8_t turned[encoding == CHM_ENCODING_SHERRY ? MOST_ROWS : 1][64 * MOST_BLOCKS] __attribute__((aligned(64)));
+    struct chunk c;
+    for (c.block0 = 0; c.block0 < blocks; c.block0 = c.block1) {
+        c.block1 = portable_min(c.block0 + MOST_BLOCKS, blocks);
+        c.group0 = 64 * c.block0 / w->group;
+        c.group1 = (64 * c.block1 + w->group - 1) / w->group;
+        c.q = x->q + 64 * c.block0;
+        c.q_stride = 64 * x->blocks;
+        for (int64_t b = c.block0; b < c.block1; b++) {
+            c.place[b - c.block0] = (int32_t)(64 * b / w->group - c.group0);
+            for (int r = 0; r < rows; r++)
+                c.first[r][b - c.block0] = first_sum(x->sum[r * x->blocks + b], field_of(encoding, blocks, b));
         }
+        if (encoding == CHM_ENCODING_SHERRY) {
+            for (int r = 0; r < rows; r++)
+                for (int64_t b = c.block0; b < c.block1; b++)
+                    _mm512_store_si512(turned[r] + 64 * (b - c.block0),
+                                       turn(_mm512_loadu_si512(x->q + 64 * (r * x->blocks + b))));
+            c.q = turned[0];
+            c.q_stride = sizeof turned[0];
+        }
+        stream(encoding, w, tile0, tile1, &c, x, y, ldy, rows);
     }
 }
 
-/* The kernel of an encoding: a function for each of 1 to 4 rows, and one for more. */
+/* The kernel of an encoding: a function for each of 1 to 4 rows. More rows go four at a time over a band of tiles that
+ * the second cache holds meanwhile, so that its codes come from memory once. */
 #define TERNARY_KERNEL(name, encoding)                                                                                 \
     static void name##_rows1(const struct chm_ternary *w, int64_t tile0, int64_t tile1,                                \
                              const struct chm_activation *x, float *y, int64_t ldy) {                                  \
@@ -388,29 +337,25 @@ ALWAYS_INLINE void panel_matmul(const int32_t encoding, const struct chm_ternary
                              const struct chm_activation *x, float *y, int64_t ldy) {                                  \
         stream_rows(encoding, w, tile0, tile1, x, y, ldy, 4);                                                          \
     }                                                                                                                  \
-    static void name##_many(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x, \
-                            float *y, int64_t ldy) {                                                                   \
-        panel_matmul(encoding, w, tile0, tile1, x, y, ldy);                                                            \
-    }                                                                                                                  \
     static void name##_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,                               \
                               const struct chm_activation *x, float *y, int64_t ldy) {                                 \
-        switch (x->rows) {                                                                                             \
-        case 0:                                                                                                        \
-            break;                                                                                                     \
-        case 1:                                                                                                        \
-            name##_rows1(w, tile0, tile1, x, y, ldy);                                                                  \
-            break;                                                                                                     \
-        case 2:                                                                                                        \
-            name##_rows2(w, tile0, tile1, x, y, ldy);                                                                  \
-            break;                                                                                                     \
-        case 3:                                                                                                        \
-            name##_rows3(w, tile0, tile1, x, y, ldy);                                                                  \
-            break;                                                                                                     \
-        case 4:                                                                                                        \
-            name##_rows4(w, tile0, tile1, x, y, ldy);                                                                  \
-            break;                                                                                                     \
-        default:                                                                                                       \
-            name##_many(w, tile0, tile1, x, y, ldy);                                                                   \
-            break;                                                                                                     \
-        }                                                                                                              \
+        static const kernel of_rows[] = {name##_rows1, name##_rows2, name##_rows3, name##_rows4};                      \
+        by_rows(of_rows, chm_ternary_code_stride(encoding, w->in), w, tile0, tile1, x, y, ldy);                        \
     }
+
+typedef void (*kernel)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
+                       float *y, int64_t ldy);
+
+static void by_rows(const kernel of_rows[MOST_ROWS], int64_t code_stride, const struct chm_ternary *w, int64_t tile0,
+                    int64_t tile1, const struct chm_activation *x, float *y, int64_t ldy) {
+    const int64_t band = x->rows > MOST_ROWS ? portable_max(BAND_BYTES / code_stride, 1) : tile1 - tile0;
+    for (int64_t t = tile0; t < tile1; t += band)
+        for (int64_t r = 0; r < x->rows; r += MOST_ROWS) {
+            struct chm_activation some = *x;
+            some.q += 64 * r * x->blocks;
+            some.scale += r * x->blocks;
+            some.sum += r * x->blocks;
+            some.rows = portable_min(MOST_ROWS, x->rows - r);
+            of_rows[some.rows - 1](w, t, portable_min(t + band, tile1), &some, y + r * ldy, ldy);
+        }
+}

@@ -164,6 +164,7 @@ static inline float portable_sum_abs(const float *x, int64_t n) {
 /* ---- Quantised products ------------------------------------------------------------------------------------------ */
 
 static inline int64_t portable_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t portable_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t portable_blocks(int64_t width) { return (width + 63) / 64; }
 
 /* Below this, 127/absmax would overflow; such a block counts as zeros. */

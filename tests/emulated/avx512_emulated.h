@@ -17,19 +17,20 @@
 #include <simde/x86/fma.h>
 #include <immintrin.h>
 
-#define AVX512_NAME      avx512_emulated
-#define AVX512_RANK      (-1) /* never chosen unless it is forced */
-#define AVX512_CPU       (CHM_CPU_AVX2 | CHM_CPU_FMA)
-#define AVX512_VNNI_NAME "avx512_vnni_emulated"
-#define AVX512_VNNI_CPU  0
-#define AVX512_VBMI_NAME "avx512_vbmi_emulated"
-#define AVX512_VBMI_CPU  0
-#define AVX512_BF16_NAME "avx512_bf16_emulated"
-#define AVX512_BF16_CPU  0
-#define BF16_OF(v)       (v)
-#define BF16_BITS(v)     (v)
-#define KEEP(v)          ((void)0)
-#define UNROLL           /* slow to compile */
+#define AVX512_NAME                     avx512_emulated
+#define AVX512_RANK                     (-1) /* never chosen unless it is forced */
+#define AVX512_CPU                      (CHM_CPU_AVX2 | CHM_CPU_FMA)
+#define AVX512_VNNI_NAME                "avx512_vnni_emulated"
+#define AVX512_VNNI_CPU                 0
+#define AVX512_VBMI_NAME                "avx512_vbmi_emulated"
+#define AVX512_VBMI_CPU                 0
+#define AVX512_BF16_NAME                "avx512_bf16_emulated"
+#define AVX512_BF16_CPU                 0
+#define BF16_OF(v)                      (v)
+#define BF16_BITS(v)                    (v)
+#define KEEP(v)                         ((void)0)
+#define DOT_BROADCAST(sum, codes, four) ((sum) = _mm512_dpbusd_epi32(sum, codes, broadcast4(four)))
+#define UNROLL                          /* slow to compile */
 #define UNROLL4
 
 #define EMULATED static inline __attribute__((always_inline))
