@@ -152,6 +152,28 @@ static void sherry(void **state) {
     close_file(&b);
 }
 
+/* Bits per weight, scales included. */
+static void bits_per_weight(void **state) {
+    (void)state;
+    static const struct {
+        const char *file, *encoding, *line;
+    } of[] = {{"two.b158", "t2", "layers.0.mixer.q,\"[128, 128]\",t2,16384,4736,2.312,"},
+              {"five.b158", "t5", "layers.0.mixer.q,\"[128, 128]\",t5,16384,4736,2.312,"}, /* no superblock of five */
+              {"sherry.b158", "sherry", "layers.0.mixer.q,\"[128, 128]\",sherry,16384,3200,1.562,"},
+              {"sherry.b158", "sherry", "embedding,\"[258, 128]\",i8,33024,34056,8.250,"},
+              {"sherry.b158", "sherry", "layers.0.mixer_norm,[128],f32,128,512,32.000,"}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(of); i++) {
+        char *text = NULL;
+        size_t n;
+        FILE *out = open_memstream(&text, &n);
+        must(convert("nano.b158", of[i].file, of[i].encoding, NULL, true, NULL));
+        must(chm_inspect(runtime, in_folder(of[i].file), true, CHM_OUTPUT_CSV, out));
+        fclose(out);
+        if (!strstr(text, of[i].line)) fail_msg("no '%s' in\n%s", of[i].line, text);
+        free(text);
+    }
+}
+
 /* The plain file again, without the tensors whose names end so, and with one number changed. */
 static void edited(const char *from, const char *to, const char *without, const char *name, float number) {
     struct opened o = open_file(from);
@@ -494,9 +516,9 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encodings),      cmocka_unit_test(sherry), cmocka_unit_test(plain),
-        cmocka_unit_test(refusals),       cmocka_unit_test(packed), cmocka_unit_test(packed_sparse),
-        cmocka_unit_test(master_weights),
+        cmocka_unit_test(encodings),     cmocka_unit_test(sherry),         cmocka_unit_test(bits_per_weight),
+        cmocka_unit_test(plain),         cmocka_unit_test(refusals),       cmocka_unit_test(packed),
+        cmocka_unit_test(packed_sparse), cmocka_unit_test(master_weights),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

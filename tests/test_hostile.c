@@ -290,6 +290,17 @@ static int run_open(chm_string *result) {
     return status;
 }
 
+static int convert(const char *in, const char *out, const char *encoding, chm_string *result) {
+    const chm_convert_options options = {.size = sizeof options, .encoding = encoding, .lossy = true, .overlay = &bare};
+    const int status = chm_convert(runtime, in_folder(in), in_folder(out), &options, NULL);
+    calm();
+    if (status == CHM_OK) add_file(result, in_folder(out));
+    return status;
+}
+static int run_convert(chm_string *result) { return convert("model.b158", "other.b158", "sherry", result); }
+static int run_convert_plain(chm_string *result) { return convert("model.b158", "plain.safetensors", NULL, result); }
+static int run_convert_back(chm_string *result) { return convert("plain.safetensors", "other.b158", NULL, result); }
+
 static int keep_ids(void *user, const int32_t *ids, int64_t n) {
     chm_string *s = user;
     for (int64_t i = 0; i < n; i++) chm_string_add(s, "%d ", ids[i]);
@@ -551,6 +562,9 @@ static void no_memory(void **state) {
     sweep(&(struct path){.name = "bad card", .run = run_bad_card, .most = 200, .refused = CHM_E_CONFIG});
     sweep(&(struct path){.name = "ranks", .run = run_ranks});
     sweep(&(struct path){.name = "layer", .run = run_layer, .most = 200});
+    sweep(&(struct path){.name = "convert", .run = run_convert, .most = 100});
+    sweep(&(struct path){.name = "convert to plain", .run = run_convert_plain, .most = 100});
+    sweep(&(struct path){.name = "convert back", .run = run_convert_back, .most = 100});
 }
 
 static void no_memory_in_training(void **state) {

@@ -52,12 +52,13 @@ static float rounded(float x, enum chm_st_dtype type) {
     return ldexpf(rintf(ldexpf(fraction, bits)), exponent - bits);
 }
 
-static const chm_st_tensor *find(struct chm_floats *f, const char *name, const char *suffix) {
+/* The tensor of a name, NULL where there is none. */
+static int find(struct chm_floats *f, const char *name, const char *suffix, const chm_st_tensor **out) {
     char *key = chm_format("%s%s", name, suffix);
-    const chm_st_tensor *t = key ? chm_safetensors_find(f->file, key) : NULL;
+    *out = key ? chm_safetensors_find(f->file, key) : NULL;
+    if (*out) f->used[*out - f->file->tensor] = true;
     chm_free(key);
-    if (t) f->used[t - f->file->tensor] = true;
-    return t;
+    return key ? CHM_OK : CHM_E_MEMORY;
 }
 
 static int all_finite(const char *path, const chm_param *p, const float *x, int64_t n) {
@@ -251,7 +252,8 @@ static int packed_scale(struct chm_floats *f, const chm_param *p, const chm_st_t
                         "%s: tensor '%s' is U8; packed ternary weights are read with --import autobitlinear (the scale "
                         "multiplies) or bitlinear (it divides)",
                         f->path, chm_quote(p->name).text);
-    const chm_st_tensor *s = find(f, p->name, "_scale");
+    const chm_st_tensor *s;
+    if (find(f, p->name, "_scale", &s)) return CHM_E_MEMORY;
     if (!s || !is_float(s) || s->bytes != chm_st_dtype_bytes(s->dtype))
         return chm_fail(CHM_E_DATA,
                         "%s: tensor '%s' is packed, and its scale, '%s_scale', is not one number F32, F16 or BF16",
@@ -294,7 +296,8 @@ static int take_matrix(struct chm_floats *f, chm_param *p, const chm_st_tensor *
     const bool ternary = p->format == CHM_FORMAT_TERNARY;
     const int64_t group = p->ternary.group;
     const size_t workers = (size_t)chm_pool_threads(f->pool), in = (size_t)p->in;
-    const chm_st_tensor *record = f->import ? NULL : find(f, p->name, ternary ? ".scales" : ".scale");
+    const chm_st_tensor *record = NULL;
+    if (!f->import && find(f, p->name, ternary ? ".scales" : ".scale", &record)) return CHM_E_MEMORY;
     struct taking k = {.p = p, .t = t};
     const size_t scale_bytes = chm_param_scale_bytes(p, group);
     const uint64_t record_bytes =
@@ -354,7 +357,8 @@ static int take_f32(struct chm_floats *f, chm_param *p, const chm_st_tensor *t) 
 }
 
 int chm_floats_take(struct chm_floats *f, chm_param *p) {
-    const chm_st_tensor *t = find(f, p->name, "");
+    const chm_st_tensor *t;
+    if (find(f, p->name, "", &t)) return CHM_E_MEMORY;
     if (!t)
         return chm_fail(CHM_E_DATA, "%s: there is no tensor '%s', which the model needs", f->path,
                         chm_quote(p->name).text);
