@@ -162,7 +162,8 @@ int chm_writer_commit(chm_writer *w) {
     if (!bad && w->temporary && fsync(fileno(w->file))) bad = true;
     int error = bad ? errno : 0;
     /* What was written lies in the system's cache in small pages. Left there, a large file would be mapped in those
-     * from now on; dropped, it is read back in large ones (chm_map_open), and weights stream a tenth to a fifth faster. */
+     * from now on; dropped, it is read back in large ones (chm_map_open), and weights stream a tenth to a fifth faster.
+     */
     if (!bad && w->temporary && ftello(w->file) >= HUGE_FROM)
         (void)posix_fadvise(fileno(w->file), 0, 0, POSIX_FADV_DONTNEED);
     if (fclose(w->file) && !bad) {
