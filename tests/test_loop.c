@@ -253,6 +253,14 @@ static void decay_stays_below_one(void **state) {
     assert_true(chm_loop_radius(&a.model.loop) < 1);
     assert_true(chm_loop_radius(&a.model.loop) > 1 - 1.01e-4);
     for (int i = 0; i < WIDTH; i++) assert_true(a.param[1].value[i] == -80 && isfinite(a.param[2].grad[i]));
+    /* and the card's bound, where it is lower */
+    float before[ROWS * WIDTH];
+    memcpy(before, y, sizeof before);
+    a.config.loop.bound = 0.3;
+    drive(&a, x, 6, x, y, dx);
+    assert_true(chm_loop_radius(&a.model.loop) < 0.3);
+    assert_true(chm_loop_radius(&a.model.loop) > 0.2999);
+    assert_memory_not_equal(y, before, sizeof y);
     close_alone(&a);
     close_file(&f);
 }

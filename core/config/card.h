@@ -30,6 +30,7 @@ struct chm_loop_config {
     bool stochastic;             /* training draws its passes per sequence, Poisson of `mean` */
     double mean;
     bool truncate; /* no gradient through the first half of the passes but the first */
+    double bound;  /* every decay is below it; 0: below 1 */
     bool per_pass; /* every pass has a state of its own, instead of reading what the first wrote */
     bool euler;    /* input gain by Euler's rule instead of the zero-order hold */
 };

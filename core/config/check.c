@@ -329,6 +329,7 @@ static void resolve_loop(chm_card *card) {
                                        .passes = passes};
     number(card, "looping.adaptive_exit_threshold", &m->loop.exit_threshold);
     number(card, "looping.depth_mean", &m->loop.mean);
+    number(card, "looping.spectral_radius_bound", &m->loop.bound);
     m->loop.stochastic = says(card, "looping.depth_selection", "stochastic_per_sequence");
     m->loop.truncate = says(card, "looping.backward_truncation", "half");
     m->loop.per_pass = says(card, "looping.state", "per_pass");

@@ -10,8 +10,11 @@
 
 enum { LANES = 16 };
 
-/* delta * a is at least this, so that A <= 1 - 1e-4: 1 itself is not stable. */
-static const float least_exponent = 1e-4f;
+/* delta * a is at least this, so that A is below the card's bound, and at most 1 - 1e-4: 1 itself is not stable. */
+static float least_exponent(const struct chm_loop_config *config) {
+    const bool bounded = config->bound > 0 && config->bound < 1;
+    return fmaxf(bounded ? (float)(-chm_natural_log(config->bound) * (1 + 1e-5)) : 0.0f, 1e-4f);
+}
 
 int chm_loop_declare(chm_model *m, chm_param *(*add)(void *user, const char *name, chm_init init), void *user) {
     chm_loop *loop = &m->loop;
@@ -39,6 +42,7 @@ static float one_minus(float u, float A) {
 struct coefficients {
     const struct chm_kernels *kernels;
     bool euler;
+    float least; /* least_exponent() */
 };
 
 static void coefficients_forward(const void *self, int64_t rows, const int64_t *width, const float *const *in,
@@ -49,7 +53,7 @@ static void coefficients_forward(const void *self, int64_t rows, const int64_t *
     for (int64_t i = 0; i < width[0]; i++) {
         float a, A;
         s->kernels->unary(CHM_EXP, &in[0][i], 1, &a);
-        const float u = fmaxf(in[1][i] * a, least_exponent), negative = -u;
+        const float u = fmaxf(in[1][i] * a, s->least), negative = -u;
         s->kernels->unary(CHM_EXP, &negative, 1, &A);
         out[i] = A;
         out[width[0] + i] = (s->euler ? in[1][i] : one_minus(u, A) / a) * in[2][i];
@@ -63,8 +67,8 @@ static void coefficients_backward(const void *self, int64_t rows, const int64_t 
     (void)out_width;
     for (int64_t i = 0; i < width[0]; i++) {
         const double a = exp((double)in[0][i]), delta = in[1][i], free_u = delta * a, A = out[i];
-        const bool held = free_u < least_exponent;
-        const double u = held ? least_exponent : free_u, gain = s->euler ? delta : -expm1(-u) / a;
+        const bool held = free_u < s->least;
+        const double u = held ? s->least : free_u, gain = s->euler ? delta : -expm1(-u) / a;
         const double dA = dout[i], dgain = (double)dout[width[0] + i] * in[2][i];
         double du = -A * dA, ddelta = 0, da = 0;
         if (s->euler)
@@ -99,7 +103,7 @@ static void begin(const chm_loop *loop, chm_context *c, struct entry *entry, chm
     struct coefficients *self = chm_context_take(c, sizeof *self);
     memset(entry, 0, sizeof *entry);
     if (!self) return;
-    *self = (struct coefficients){g->ops->kernels(g), loop->config->euler};
+    *self = (struct coefficients){g->ops->kernels(g), loop->config->euler, least_exponent(loop->config)};
     chm_tensor *delta = chm_softplus(g, chm_param_tensor(g, loop->dt_bias));
     chm_tensor *const in[] = {chm_param_tensor(g, loop->A_log), delta, chm_param_tensor(g, loop->gain)};
     const int64_t width = loop->A_log->count;
@@ -116,10 +120,11 @@ static chm_tensor *enter(const struct entry *entry, chm_context *c, chm_tensor *
 }
 
 double chm_loop_radius(const chm_loop *loop) {
+    const double least = least_exponent(loop->config);
     double most = 0;
     for (int64_t i = 0; i < loop->A_log->count; i++) {
         const double b = loop->dt_bias->value[i], delta = b > 20 ? b : log1p(exp(b));
-        most = fmax(most, exp(-fmax(delta * exp((double)loop->A_log->value[i]), least_exponent)));
+        most = fmax(most, exp(-fmax(delta * exp((double)loop->A_log->value[i]), least)));
     }
     return most;
 }

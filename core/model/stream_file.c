@@ -21,7 +21,7 @@ static int model_hash(const chm_model *m, char text[FIELD]) {
     uint64_t hash = 0;
     for (int i = 0; i < m->file->metas; i++) {
         const char *key = m->file->meta_key[i], *value = m->file->meta_value[i];
-        if (strncmp(key, "hash.", 5) && strcmp(key, "card_hash")) continue;
+        if (strncmp(key, "hash.", 5) && strcmp(key, "card_hash") && strcmp(key, "experts_hash")) continue;
         hash = chm_hash64_seed(key, strlen(key) + 1, hash);
         hash = chm_hash64_seed(value, strlen(value) + 1, hash);
     }
