@@ -752,6 +752,14 @@ static void saved_streams_go_on(void **state) {
     assert_int_equal(chm_open(r, other, &overlay, false, &stranger), CHM_OK);
     assert_int_equal(chm_stream_load(r, stranger, path, &t), CHM_E_DATA);
     assert_non_null(strstr(chm_error(), "of another model"));
+    /* and of this one under an override that makes it another; how it is used is nobody's business */
+    chm_model *changed = open_model_with(r, "rms_norm_eps=1e-3"), *used = open_model_with(r, "generation.top_p=0.5");
+    assert_int_equal(chm_stream_load(r, changed, path, &t), CHM_E_DATA);
+    assert_non_null(strstr(chm_error(), "other overrides"));
+    assert_int_equal(chm_stream_load(r, used, path, &t), CHM_OK);
+    chm_stream_close(t);
+    chm_close(used);
+    chm_close(changed);
     assert_int_equal(chm_stream_copy_file(path, path), CHM_E_CONFIG);
     assert_int_equal(chm_stream_copy_file(other, path), CHM_E_DATA);
     assert_int_equal(chm_stream_load(r, m, path, &t), CHM_OK);

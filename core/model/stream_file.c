@@ -3,6 +3,7 @@
  * a tensor for every state, [heads, shape...], and `logits`, those of the last token; in __metadata__ the position, the
  * hash of the model's weights and card, and a hash of all of it.
  */
+#include "base/json.h"
 #include "base/table.h"
 #include "model/b158.h"
 #include "model/json.h"
@@ -15,18 +16,37 @@
 static const char schema[] = "chimera-stream-1";
 enum { FIELD = 24 };
 
-/* Hash of the hashes of everything in the model's file. */
+/* What of the card, as it is now, decides which numbers a model makes: all but what says how it is trained and used. */
+static int card_hash(const chm_model *m, uint64_t *hash) {
+    static const char *const besides[] = {"generation", "training", "diagnostics", "deployment", "modes", "files"};
+    char *text = chm_card_json(m->card);
+    json_t *card = text ? chm_json_load(text, strlen(text), NULL) : NULL;
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(besides); i++) json_object_del(card, besides[i]);
+    /* a stream may go on at another depth */
+    json_object_del(json_object_get(card, "looping"), "loop_default");
+    json_object_del(json_object_get(card, "looping"), "adaptive_exit_threshold");
+    char *rest = card ? json_dumps(card, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    if (rest) *hash = chm_hash64_seed(rest, strlen(rest), *hash);
+    const int status = rest && !chm_json_starved() ? CHM_OK : CHM_E_MEMORY;
+    chm_free(rest);
+    json_decref(card);
+    chm_free(text);
+    return status;
+}
+
+/* Hash of the hashes of everything in the model's files, and of the card with its overrides. */
 static int model_hash(const chm_model *m, char text[FIELD]) {
     if (!m->file) return chm_fail(CHM_E_CONFIG, "a stream of a model that was not opened from a file cannot be saved");
     uint64_t hash = 0;
     for (int i = 0; i < m->file->metas; i++) {
         const char *key = m->file->meta_key[i], *value = m->file->meta_value[i];
-        if (strncmp(key, "hash.", 5) && strcmp(key, "card_hash") && strcmp(key, "experts_hash")) continue;
+        if (strncmp(key, "hash.", 5) && strcmp(key, "experts_hash")) continue;
         hash = chm_hash64_seed(key, strlen(key) + 1, hash);
         hash = chm_hash64_seed(value, strlen(value) + 1, hash);
     }
+    const int status = card_hash(m, &hash);
     snprintf(text, FIELD, "%016" PRIx64, hash);
-    return CHM_OK;
+    return status;
 }
 
 /* Over the tensors in file order, and what the metadata says besides. */
@@ -150,7 +170,8 @@ static int fill_stream(const struct stream_file *f, const char *path, chm_stream
     if (status) return status;
     if (strcmp(model, f->model))
         return chm_fail(CHM_E_DATA,
-                        "%s: a stream of another model: its weights and card have the hash %s, those of %s have %s",
+                        "%s: a stream of another model, or of this one under other overrides of its card: its weights "
+                        "and card have the hash %s, those of %s have %s",
                         path, chm_quote(f->model).text, s->model->path ? s->model->path : "the model", model);
     int ours = 0;
     for (int i = 0; i < f->st->count; i++) ours += !chm_b158_is_padding(f->st->tensor[i].name);
