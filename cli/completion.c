@@ -453,7 +453,7 @@ static void fish_option(const struct cli_command *k, const struct cli_option *o,
     if (name[0]) fprintf(out, " -l %s", name + 2);
     if (o->type != CLI_FLAG) {
         const enum thing thing = value_of(o, &words);
-        fputs(thing == A_FILE ? " -r" : " -x", out);
+        fputs(thing == A_FILE || thing == A_CARD ? " -r" : " -x", out); /* -x: and no files */
         fish_thing(thing, words, out);
     }
     fputs(" -d '", out);

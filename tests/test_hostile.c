@@ -750,9 +750,9 @@ static void damaged_files(void **state) {
 static void changed_byte_of_a_model(void **state) {
     (void)state;
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    const uint64_t changes = full ? 10000 : 1000;
+    const uint64_t changes = full ? 10000 : 300;
 #else
-    const uint64_t changes = 10000;
+    const uint64_t changes = full ? 10000 : 1500;
 #endif
     const char *root = getenv("CHM_SOURCE_ROOT"), *path = in_folder("nano.b158");
     char card[512];

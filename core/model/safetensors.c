@@ -361,7 +361,7 @@ static void hash_header(const uint8_t *header, uint64_t bytes, size_t at, char t
 }
 
 bool chm_safetensors_sealed(const chm_safetensors *s) {
-    char text[17];
+    char text[17] = "";
     const size_t at = place_of_hash(s->header, s->header_bytes);
     if (at) hash_header(s->header, s->header_bytes, at, text);
     return at && !memcmp(s->header + at, text, 16);
