@@ -104,7 +104,7 @@ ALWAYS_INLINE void split5(uint8x16_t codes, int8x16_t field[MOST_FIELDS]) {
 
 /* Sherry: the four codes of a nibble's inputs, not mirrored; the mirror of code c is 2 - c. */
 #define SHERRY_PLUS(n, place) ((place) == 2 ? 2 : (n) >> (place)&1 ? 2 : 0)
-#define SHERRY_CODE(n, i)     ((i) == (n) / 4 ? 1 : SHERRY_PLUS(n, (i) < (n) / 4 ? (i) : (i)-1))
+#define SHERRY_CODE(n, i)     ((i) == (n) / 4 ? 1 : SHERRY_PLUS(n, (i) - ((i) > (n) / 4)))
 #define SHERRY_FIELDS(n)                                                                                               \
     (uint8_t)(SHERRY_CODE(n, 0) | SHERRY_CODE(n, 1) << 2 | SHERRY_CODE(n, 2) << 4 | SHERRY_CODE(n, 3) << 6)
 static const uint8_t sherry_fields[16] = {SIXTEEN(SHERRY_FIELDS, 0)};
@@ -240,45 +240,34 @@ static void by_rows(const kernel of_rows[MOST_ROWS], int64_t code_stride, const 
         }
 }
 
-#define TERNARY_ROWS(name, encoding, rows, quarters)                                                                   \
+#define TERNARY_ROWS(name, encoding, rows)                                                                             \
     static void name##_rows##rows(const struct chm_ternary *w, int64_t tile0, int64_t tile1,                           \
                                   const struct chm_activation *x, float *y, int64_t ldy) {                             \
-        stream(encoding, w, tile0, tile1, x, y, ldy, rows, quarters);                                                  \
+        stream(encoding, w, tile0, tile1, x, y, ldy, rows, rows == 1 ? 2 : 1);                                         \
     }
-#define TERNARY_KERNEL(name, encoding, ...)                                                                            \
+#define TERNARY_MATMUL(name, encoding, ...)                                                                            \
     static void name##_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,                               \
                               const struct chm_activation *x, float *y, int64_t ldy) {                                 \
         static const kernel of_rows[] = {__VA_ARGS__};                                                                 \
         by_rows(of_rows, chm_ternary_code_stride(encoding, w->in), w, tile0, tile1, x, y, ldy);                        \
     }
-
 #if defined(NEON_DOTPROD)
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 1, 4)
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 2, 2)
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 3, 1)
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 4, 1)
-TERNARY_KERNEL(t2, CHM_ENCODING_T2, t2_rows1, t2_rows2, t2_rows3, t2_rows4)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 1, 2)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 2, 1)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 3, 1)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 4, 1)
-TERNARY_KERNEL(t5, CHM_ENCODING_T5, t5_rows1, t5_rows2, t5_rows3, t5_rows4)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 1, 4)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 2, 2)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 3, 1)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 4, 1)
-TERNARY_KERNEL(sherry, CHM_ENCODING_SHERRY, sherry_rows1, sherry_rows2, sherry_rows3, sherry_rows4)
+#define TERNARY_KERNEL(name, encoding)                                                                                 \
+    TERNARY_ROWS(name, encoding, 1)                                                                                    \
+    TERNARY_ROWS(name, encoding, 2)                                                                                    \
+    TERNARY_ROWS(name, encoding, 3)                                                                                    \
+    TERNARY_ROWS(name, encoding, 4)                                                                                    \
+    TERNARY_MATMUL(name, encoding, name##_rows1, name##_rows2, name##_rows3, name##_rows4)
 #else
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 1, 2)
-TERNARY_ROWS(t2, CHM_ENCODING_T2, 2, 1)
-TERNARY_KERNEL(t2, CHM_ENCODING_T2, t2_rows1, t2_rows2)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 1, 1)
-TERNARY_ROWS(t5, CHM_ENCODING_T5, 2, 1)
-TERNARY_KERNEL(t5, CHM_ENCODING_T5, t5_rows1, t5_rows2)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 1, 2)
-TERNARY_ROWS(sherry, CHM_ENCODING_SHERRY, 2, 1)
-TERNARY_KERNEL(sherry, CHM_ENCODING_SHERRY, sherry_rows1, sherry_rows2)
+#define TERNARY_KERNEL(name, encoding)                                                                                 \
+    TERNARY_ROWS(name, encoding, 1)                                                                                    \
+    TERNARY_ROWS(name, encoding, 2)                                                                                    \
+    TERNARY_MATMUL(name, encoding, name##_rows1, name##_rows2)
 #endif
+
+TERNARY_KERNEL(t2, CHM_ENCODING_T2)
+TERNARY_KERNEL(t5, CHM_ENCODING_T5)
+TERNARY_KERNEL(sherry, CHM_ENCODING_SHERRY)
 
 /* ---- int8 products ----------------------------------------------------------------------------------------------- */
 
