@@ -129,7 +129,7 @@ static int turn(chm_runtime *r, int m, int q, int64_t repeat) {
         chm_normals(1, CHM_RANDOM_TEST, 2, n, dy);
         status = chm_layer_alone_open(&l, r, &options, NULL, width, 0, false);
     }
-    if (!status) status = chm_model_randomise(l.model, 1, r->pool);
+    if (!status) status = chm_model_randomise(l.model, 1);
     if (!status) status = chm_model_quantise(l.model, &r->kernels.kernels, r->pool);
     if (!status)
         status =

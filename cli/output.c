@@ -220,6 +220,20 @@ int cli_check_stream_out(const struct cli *c, const char *out, const char *text)
                     what);
 }
 
+int cli_open_runtime(struct cli *c, const char *backend, chm_runtime **out) {
+    const struct cli_value *threads = cli_get(c, "threads");
+    const chm_runtime_options options = {.size = sizeof(options),
+                                         .threads = threads->given ? (int32_t)threads->integer : 0,
+                                         .plugin_path = cli_get(c, "plugin-path")->text,
+                                         .backend = backend ? backend : cli_get(c, "backend")->text,
+                                         .require_backend = cli_get(c, "require-backend")->given,
+                                         .verbosity = c->verbosity,
+                                         .log = cli_log,
+                                         .cpu_mask = cli_get(c, "cpu-mask")->text,
+                                         .reports_only = c->command->reports_only};
+    return cli_report(chm_runtime_create(&options, out));
+}
+
 int cli_open_model(struct cli *c, int i, chm_model **out) {
     const chm_overlay overlay = cli_overlay(c);
     return cli_report(chm_open(c->runtime, c->arguments[i], &overlay, false, out));

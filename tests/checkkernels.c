@@ -16,6 +16,8 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #include <dirent.h>
 #include <dlfcn.h>
@@ -1448,8 +1450,12 @@ static const char *missing_feature(uint64_t needed) {
         !(__builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4)))
         return "AVX-VNNI";
     if ((needed & CHM_CPU_AVX512_BF16) && !__builtin_cpu_supports("avx512bf16")) return "AVX512-BF16";
+    const uint32_t tiles = 1u << 24 | 1u << 25; /* AMX-TILE, AMX-INT8; Linux hands tiles out on request */
+    if ((needed & CHM_CPU_AMX_INT8) &&
+        !(__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tiles) == tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0))
+        return "AMX-INT8";
     if (needed & ~(uint64_t)(CHM_CPU_AVX2 | CHM_CPU_FMA | CHM_CPU_AVX512 | CHM_CPU_AVX512_VNNI | CHM_CPU_AVX512_VBMI |
-                             CHM_CPU_AVX_VNNI | CHM_CPU_AVX512_BF16))
+                             CHM_CPU_AVX_VNNI | CHM_CPU_AVX512_BF16 | CHM_CPU_AMX_INT8))
         return "a feature this program cannot detect";
     return NULL;
 #elif defined(__aarch64__) && defined(__linux__)

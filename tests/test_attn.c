@@ -183,7 +183,7 @@ static void test_documents(void **state) {
     chm_runtime *r = open_runtime(2, NULL);
     chm_layer_alone l;
     if (chm_layer_alone_open(&l, r, &options, NULL, 0, 0.2, true)) fail_msg("%s", chm_error());
-    assert_int_equal(chm_model_randomise(l.model, 5, r->pool), CHM_OK);
+    assert_int_equal(chm_model_randomise(l.model, 5), CHM_OK);
     assert_int_equal(chm_model_quantise(l.model, &r->kernels.kernels, r->pool), CHM_OK);
     const int64_t width = l.model->config->width, n = SLOTS * ROWS * width;
     chm_context *c = NULL;

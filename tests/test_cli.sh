@@ -202,7 +202,7 @@ expect 2 'generation.top' check card.json --set generation.topp=0.5
 # what is on, not built and would change numbers: no model is made of it, and check says so
 expect 0 '' check card.json --set attn.window=32
 says out 'attention: no layer of this card is attn; checked, not used'
-for key in quantization.sherry_mode quantization.hgf_correction training.distillation_init byte_level; do
+for key in training.distillation_init byte_level; do
     expect 0 '' check card.json --set $key.enabled=true
     says out "cannot be trained or run yet: --set: $key.enabled is true"
     expect 2 "--set $key.enabled=false" init card.json -o sherry.b158 --set $key.enabled=true
@@ -222,6 +222,9 @@ expect 0 'wrote model.b158' init card.json -o model.b158 --seed 3
 expect 0 '' init card.json -o again.b158 --seed 3 --threads 1 -q
 [ -s err ] && bad '-q is not quiet' || ok
 cmp -s model.b158 again.b158 && ok || bad 'init: the same seed gave another file'
+expect 2 'has no name for the model (files.weights)' init card.json
+expect 0 'wrote named.b158' init card.json --set files.weights=named.b158 --seed 3
+[ -s named.b158 ] && ok || bad 'init: no file of the name that the card gives'
 expect 0 '' init card.json -o other.b158 --seed 4
 cmp -s model.b158 other.b158 && bad 'init: another seed gave the same file' || ok
 expect 4 '' init card.json -o missing/model.b158
@@ -255,7 +258,7 @@ fi
 for format in text json csv md; do expect 0 '' doctor -o $format; done
 head -1 out | grep -q chimera && tail -n +2 out | grep -q scalar && ok || bad 'doctor -o md'
 expect 0 '' doctor -o csv
-head -1 out | grep -q '^part,name,value,detail' && grep -q '^kernel,ternary_matmul,' out && ok || bad 'doctor -o csv'
+head -1 out | grep -q '^part,name,value,detail' && grep -q '^kernel,t2_matmul,' out && ok || bad 'doctor -o csv'
 expect 0 '' doctor -o json
 json out "d['environment'] == []"
 CHIMERA_BACKENT=scalar CHIMERA_GATED_DELTANET__CHUNKSIZE=3 expect 0 '' doctor
@@ -366,10 +369,22 @@ yes 'the quick brown fox' | timeout 60 "$chimera" eval model.b158 --data - --lim
 json out "d['bytes'] == 300"
 
 # ---- bench
-expect 0 '' bench model.b158 -r 1 --prefill 70 --decode 4 -o json
-json out "[r['name'] for r in d['rows']] == ['prefill', 'decode'] and all(r[k] > 0 for r in d['rows'] for k in ('tokens_per_second', 'bytes_per_token', 'bandwidth_fraction'))"
-expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 -o csv
+expect 0 '' bench model.b158 -r 2 --prefill 70 --decode 4 --streams 4 -o json
+json out "[(r['name'], r['loops'], r['rows']) for r in d['rows']] == [('prefill', 0, 64), ('decode', 0, 1), ('streams', 0, 2), ('streams', 0, 4)]"
+json out "all(r[k] > 0 for r in d['rows'] for k in ('tokens_per_second', 'deviation', 'bytes_per_token', 'bandwidth_fraction', 'compute_fraction', 'pass_ms'))"
+json out "d['models'][0]['kernels']['t5_matmul'] and d['resident_other_bytes'] > 0 and d['cold_start_seconds'] > 0"
+cp out bench.json
+expect 0 '' bench model.b158 model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --backends scalar --compare bench.json -o json
+json out "[r['name'] for r in d['rows']] == ['prefill', 'decode'] * 2 and {r['backend'] for r in d['rows']} == {'scalar'}"
+json out "all(abs(r['ratio'] - r['tokens_per_second'] / r['other']) < 0.002 and r['other_deviation'] > 0 for r in d['rows'] if r['name'] == 'decode')"
+json out "all(r['ratio'] is None for r in d['rows'] if r['name'] == 'prefill')"
+expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 -o csv
 [ "$(wc -l <out)" -eq 3 ] && ok || bad 'bench -o csv: not three lines'
+expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --set modes.fast.loops=1 --set modes.fast.neural_hz=1
+says out 'modes.fast.neural_hz'
+expect 4 'is no report of' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --compare card.json
+expect 4 'nowhere.json: cannot open' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --compare nowhere.json
+expect 3 "no backend 'avx9'" bench model.b158 --backends avx9
 
 # an empty text goes by the name it was given by
 expect 4 '/dev/null: is empty' eval model.b158 --data /dev/null
@@ -468,10 +483,10 @@ fi
 
 # ---- timing, on stderr and with the kernels of what ran
 expect 0 'prefill' run model.b158 -p 'The quick' -n 5 --seed 9 --timing
-for words in 'first token' 'decode' 'ternary_matmul' 'threads'; do says err "$words"; done
+for words in 'first token' 'decode' 't2_matmul' 'threads'; do says err "$words"; done
 grep -q sgemm err && bad 'run: --timing names a kernel of training' || ok
 expect 0 'prefill' eval model.b158 --data text.txt --timing --backend scalar
-grep -qE '^  ternary_matmul +scalar$' err && ok || bad 'eval: --timing does not say who ran ternary_matmul'
+grep -qE '^  t2_matmul +scalar$' err && ok || bad 'eval: --timing does not say who ran t2_matmul'
 expect 0 'prefill' run model.b158 -p x -n 1 --timing
 # colours are for terminals, and there only without NO_COLOR; the conversation's test has a terminal
 expect 4 'missing.b158' run missing.b158
@@ -636,7 +651,7 @@ expect 2 'tokenizer.type to bytes' check card.json --set tokenizer.type=sentence
 # ---- a standard output that is full, closed, or has no reader
 if [ -w /dev/full ]; then
     for arguments in 'help' 'version' 'doctor' 'check card.json' 'plugins list' 'run model.b158 -p a -n 3 --seed 9' \
-        'inspect model.b158' 'eval model.b158 --data text.txt' 'bench model.b158 -r 1 --prefill 1 --decode 1'; do
+        'inspect model.b158' 'eval model.b158 --data text.txt' 'bench model.b158 -r 1 --prefill 1 --decode 1 --streams 1'; do
         "$chimera" $arguments >/dev/full 2>err
         code=$?
         [ $code -eq 4 ] && grep -q '^chimera: ' err && ok || bad "chimera $arguments >/dev/full: code $code"

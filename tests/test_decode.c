@@ -349,6 +349,7 @@ static void threads_and_backends_give_the_same_bytes(void **state) {
 #ifndef __SANITIZE_THREAD__ /* no other threads, and slow */
         {"avx512_emulated", ""},
         {"avx2_emulated", ""},
+        {"amx_emulated", ""},
         {NULL, "avx512"},
         {NULL, "avx2"},
         {NULL, "all"},
@@ -396,7 +397,7 @@ static void encodings_give_the_same_bytes(void **state) {
                                          "quantization.hgf_correction.enabled=true"};
     static const char *const encodings[] = {"quantization.encoding=t2", "quantization.encoding=t5",
                                             "quantization.encoding=sherry"};
-    static const char *const backends[] = {"scalar", "avx2", "avx512", "avx512_emulated", "neon"};
+    static const char *const backends[] = {"scalar", "avx2", "avx512", "avx512_emulated", "amx_emulated", "neon"};
     char *path = chm_format("%s/encoded.b158", scratch);
     int32_t ids[TEXT];
     test_text(ids);
@@ -541,7 +542,7 @@ static void streams_share_a_pass(void **state) {
         const chm_rows pass = {n, parent, position};
         chm_depth depth = {0};
         assert_int_equal(chm_context_begin(c, &pass, slots, STREAMS, CHM_PASS_COMMIT), CHM_OK);
-        const chm_tensor *y = chm_model_forward(m, c, id, NULL, &depth);
+        const chm_tensor *y = chm_model_forward(m, c, id, NULL, NULL, &depth);
         if (chm_context_status(c)) fail_msg("%s", chm_error());
         int64_t passes = 0;
         for (int s = 0, at = 0; s < STREAMS; at += (int)rows[s++]) {
@@ -764,6 +765,76 @@ static void saved_streams_go_on(void **state) {
     chm_runtime_destroy(r);
 }
 
+static int draw_of(void *user, const void *text, size_t bytes) {
+    chm_string_add_bytes(user, text, bytes);
+    return 0;
+}
+
+/* Lists of one id, of neighbours in a tile, of the last tile, which is not full, and of most of the vocabulary: for
+ * every form of the output matrix the logits of the list are those of the whole, in any way of asking for them. */
+static void allowed_ids_have_their_logits(void **state) {
+    (void)state;
+    enum { N = 70, MOST = 258 };
+    static const char *const forms[] = {"quantization.embedding=int8", "quantization.embedding=ternary",
+                                        "quantization.embedding=f32"};
+    int32_t ids[TEXT], list[5][MOST] = {{65}, {34, 33, 40, 32}, {257, 200, 256}, {7, 7, 250, 7}};
+    int64_t count[5] = {1, 4, 3, 4, 0};
+    for (int32_t id = 257; id >= 0; id--)
+        if (id % 37) list[4][count[4]++] = id;
+    test_text(ids);
+    char path[5000];
+    snprintf(path, sizeof path, "%s/form.b158", scratch);
+    for (size_t form = 0; form < CHM_ARRAY_COUNT(forms); form++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            chm_runtime *r = open_runtime(threads, NULL);
+            const chm_overlay overlay = {
+                .size = sizeof overlay, .no_environment = 1, .set_count = 1, .set = &forms[form]};
+            chm_model *m = NULL;
+            chm_stream *s = NULL, *fork = NULL;
+            const float *some = NULL;
+            float *whole = chm_alloc(2 * N * VOCAB * sizeof *whole), *few = whole + N * VOCAB;
+            assert_non_null(whole);
+            assert_int_equal(chm_init_model(r, card_path, &overlay, 5, path), CHM_OK);
+            assert_int_equal(chm_open(r, path, &overlay, true, &m), CHM_OK);
+            assert_int_equal(chm_stream_open(r, m, &s), CHM_OK);
+            assert_int_equal(chm_stream_feed_all(s, ids, N, whole), CHM_OK);
+            for (size_t k = 0; k < CHM_ARRAY_COUNT(list); k++) {
+                bool allowed[VOCAB] = {false};
+                for (int64_t i = 0; i < count[k]; i++) allowed[list[k][i]] = true;
+                chm_stream_restart(s);
+                assert_int_equal(chm_stream_allow(s, list[k], count[k]), CHM_OK);
+                assert_int_equal(chm_stream_feed_all(s, ids, N - 2, few), CHM_OK);
+                assert_int_equal(chm_stream_fork(s, &fork), CHM_OK);
+                assert_int_equal(chm_stream_feed(fork, ids + N - 2, 1, &some), CHM_OK);
+                memcpy(few + (N - 2) * VOCAB, some, VOCAB * sizeof *some);
+                assert_int_equal(chm_stream_try(fork, ids + N - 1, (const int32_t[]){-1}, 1, few + (N - 1) * VOCAB),
+                                 CHM_OK);
+                for (int64_t i = 0; i < N * VOCAB; i++) {
+                    const float want = allowed[i % VOCAB] ? whole[i] : -INFINITY;
+                    assert_memory_equal(&few[i], &want, sizeof want);
+                }
+                chm_stream_close(fork);
+                /* what is written is of the list, and nothing else */
+                const chm_sampling hot = {.size = sizeof hot, .temperature = 3, .top_p = 1, .repeat_penalty = 1};
+                chm_string text = {0};
+                assert_int_equal(chm_generate(s, "", 0, 40, &hot, draw_of, &text, NULL), CHM_OK);
+                for (size_t i = 0; i < text.length; i++) assert_true(allowed[(uint8_t)text.text[i]]);
+                if (k == 0) assert_int_equal(text.length, 40);
+                chm_string_finish(&text);
+            }
+            chm_stream_restart(s);
+            assert_int_equal(chm_stream_allow(s, NULL, 0), CHM_OK);
+            assert_int_equal(chm_stream_feed_all(s, ids, N, few), CHM_OK);
+            assert_memory_equal(few, whole, N * VOCAB * sizeof *few);
+            assert_int_equal(chm_stream_allow(s, (const int32_t[]){3, VOCAB}, 2), CHM_E_DATA);
+            assert_int_equal(chm_stream_allow(s, (const int32_t[]){-1}, 1), CHM_E_DATA);
+            chm_free(whole);
+            chm_stream_close(s);
+            chm_close(m);
+            chm_runtime_destroy(r);
+        }
+}
+
 static void reading_allocates_nothing_once_warm(void **state) {
     (void)state;
     int32_t ids[TEXT];
@@ -920,7 +991,8 @@ static int write_check(chm_runtime *r, chm_model *m, FILE *f) {
 
 static int write_bench(chm_runtime *r, chm_model *m, FILE *f) {
     const chm_bench_options o = {.size = sizeof o, .repeats = 1, .prefill_tokens = 100, .decode_tokens = 3};
-    return chm_bench(r, m, &o, CHM_OUTPUT_JSON, f);
+    const chm_bench_subject subject = {r, m};
+    return chm_bench(&subject, 1, &o, CHM_OUTPUT_JSON, f);
 }
 
 static int64_t part_of(json_t *parts, const char *name, const char *key) {
@@ -973,37 +1045,54 @@ static void check_agrees_with_the_model(void **state) {
     chm_runtime_destroy(r);
 }
 
+/* What one of `rows` tokens of a pass reads: weights that it shares with the others, its state and its embedding. */
+static double bytes_read(const chm_model *m, int64_t loops, double rows, double passes_with_logits) {
+    const double table = (double)stored(m->embedding);
+    double bytes = (double)m->layout.bytes + table / VOCAB + passes_with_logits * table / rows;
+    for (int i = 0; i < m->params; i++) {
+        const chm_param *p = m->param[i];
+        if (p == m->embedding) continue;
+        const double often = p->layer >= 0 && m->config->in_loop[p->layer] ? (double)loops : 1;
+        /* 4 experts and a shared one: of the four each token chooses two, and so leaves one with chance 1/2 */
+        const double part = p->expert ? (4 * (1 - pow(0.5, rows)) + 1) / 5 : 1;
+        bytes += (double)stored(p) * often * part / rows;
+    }
+    return bytes;
+}
+
 static void bench_counts_every_byte(void **state) {
     (void)state;
     chm_runtime *r = open_runtime(2, NULL);
     chm_model *m = open_model(r);
-    json_t *json = report(write_bench, r, m), *rows = json_object_get(json, "rows");
-    double bytes = 0, idle = 0; /* idle: experts that one token does not choose */
-    for (int i = 0; i < m->params; i++)
-        if (m->param[i] != m->embedding) {
-            const int layer = m->param[i]->layer;
-            const double often = layer >= 0 && m->config->in_loop[layer] ? (double)m->config->loop.passes : 1;
-            bytes += (double)stored(m->param[i]) * often;
-            if (m->param[i]->expert)
-                idle += (double)stored(m->param[i]) * often * 2 / 5; /* 4 and a shared one, 2 run */
-        }
-    const double table = (double)stored(m->embedding), row = table / VOCAB;
-    const double want[2] = {(2 * bytes + table) / 100 + row + (double)m->layout.bytes, /* 100 tokens are two passes */
-                            bytes - idle + table + row + (double)m->layout.bytes};
-    static const char *const names[] = {"prefill", "decode"};
-    assert_int_equal(json_array_size(rows), 2);
+    json_t *json = report(write_bench, r, m), *rows = json_object_get(json, "rows"), *one;
     const double rate = json_number_value(json_object_get(json, "read_bytes_per_second"));
-    assert_true(rate > 0);
-    for (size_t i = 0; i < 2; i++) {
-        json_t *one = json_array_get(rows, i);
+    const double peak = json_number_value(
+        json_object_get(json_array_get(json_object_get(json, "models"), 0), "peak_products_per_second"));
+    static const char *const names[2][9] = {
+        {"prefill", "decode", "streams", "streams", "streams", "streams", "streams"},
+        {"prefill", "decode", "decode", "decode", "streams", "streams", "streams", "streams", "streams"}};
+    static const int64_t shape[2][9][2] = {/* loops, rows */
+                                           {{0, 64}, {0, 1}, {0, 2}, {0, 4}, {0, 8}, {0, 16}, {0, 32}},
+                                           {{4, 64}, {1, 1}, {2, 1}, {4, 1}, {4, 2}, {4, 4}, {4, 8}, {4, 16}, {4, 32}}};
+    const int looped = m->config->loop.enabled;
+    const int64_t usual = m->config->loop.passes;
+    assert_true(rate > 0 && peak > 0);
+    assert_int_equal(json_array_size(rows), looped ? 9 : 7);
+    size_t i;
+    json_array_foreach(rows, i, one) {
+        const int64_t loops = json_integer_value(json_object_get(one, "loops"));
+        const int64_t n = json_integer_value(json_object_get(one, "rows"));
         const double speed = json_number_value(json_object_get(one, "tokens_per_second"));
-        assert_string_equal(json_string_value(json_object_get(one, "name")), names[i]);
-        assert_true(fabs(json_number_value(json_object_get(one, "bytes_per_token")) - want[i]) <= 0.5);
+        assert_string_equal(json_string_value(json_object_get(one, "name")), names[looped][i]);
+        assert_int_equal(loops, shape[looped][i][0] == 4 ? usual : shape[looped][i][0]);
+        assert_int_equal(n, shape[looped][i][1]);
+        /* 100 tokens are two passes, of which one gives logits */
+        const double want = i ? bytes_read(m, loops, (double)n, 1) : bytes_read(m, loops, 50, 0.5);
+        assert_true(fabs(json_number_value(json_object_get(one, "bytes_per_token")) - want) <= 0.5);
         assert_true(speed > 0);
         const double fraction = json_number_value(json_object_get(one, "bandwidth_fraction"));
-        assert_true(fabs(fraction - want[i] * speed / rate) <= 1e-3 * fraction); /* printed to six digits */
-        assert_string_equal(json_string_value(json_object_get(json_object_get(one, "kernels"), "t2_matmul")),
-                            json_string_value(json_object_get(json_object_get(json, "kernels"), "t2_matmul")));
+        assert_true(fabs(fraction - want * speed / rate) <= 1e-3 * fraction); /* printed to six digits */
+        assert_true(json_number_value(json_object_get(one, "compute_fraction")) > 0);
     }
     json_decref(json);
     chm_close(m);
@@ -1025,6 +1114,7 @@ int main(void) {
         cmocka_unit_test(forks_go_their_own_ways),
         cmocka_unit_test(trees_equal_plain_reading),
         cmocka_unit_test(saved_streams_go_on),
+        cmocka_unit_test(allowed_ids_have_their_logits),
         cmocka_unit_test(reading_allocates_nothing_once_warm),
         cmocka_unit_test(a_seed_writes_one_text),
         cmocka_unit_test(generation_keeps_its_word),

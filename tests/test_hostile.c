@@ -290,6 +290,17 @@ static int run_open(chm_string *result) {
     return status;
 }
 
+static int convert(const char *in, const char *out, const char *encoding, chm_string *result) {
+    const chm_convert_options options = {.size = sizeof options, .encoding = encoding, .lossy = true, .overlay = &bare};
+    const int status = chm_convert(runtime, in_folder(in), in_folder(out), &options, NULL);
+    calm();
+    if (status == CHM_OK) add_file(result, in_folder(out));
+    return status;
+}
+static int run_convert(chm_string *result) { return convert("model.b158", "other.b158", "sherry", result); }
+static int run_convert_plain(chm_string *result) { return convert("model.b158", "plain.safetensors", NULL, result); }
+static int run_convert_back(chm_string *result) { return convert("plain.safetensors", "other.b158", NULL, result); }
+
 static int keep_ids(void *user, const int32_t *ids, int64_t n) {
     chm_string *s = user;
     for (int64_t i = 0; i < n; i++) chm_string_add(s, "%d ", ids[i]);
@@ -551,6 +562,9 @@ static void no_memory(void **state) {
     sweep(&(struct path){.name = "bad card", .run = run_bad_card, .most = 200, .refused = CHM_E_CONFIG});
     sweep(&(struct path){.name = "ranks", .run = run_ranks});
     sweep(&(struct path){.name = "layer", .run = run_layer, .most = 200});
+    sweep(&(struct path){.name = "convert", .run = run_convert, .most = 100});
+    sweep(&(struct path){.name = "convert to plain", .run = run_convert_plain, .most = 100});
+    sweep(&(struct path){.name = "convert back", .run = run_convert_back, .most = 100});
 }
 
 static void no_memory_in_training(void **state) {
@@ -729,6 +743,69 @@ static void damaged_files(void **state) {
         cut(r);
         change_bytes(r, r->before && !full ? 500 : 10000);
     }
+}
+
+/* One byte of a model of every kind of layer changed at a time, in the file itself: always found by a check of every
+ * byte, in header and scales by opening it, and elsewhere what opens runs. */
+static void changed_byte_of_a_model(void **state) {
+    (void)state;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    const uint64_t changes = full ? 10000 : 1000;
+#else
+    const uint64_t changes = 10000;
+#endif
+    const char *root = getenv("CHM_SOURCE_ROOT"), *path = in_folder("nano.b158");
+    char card[512];
+    snprintf(card, sizeof card, "%s/etc/chimera-nano.json", root ? root : "..");
+    must(chm_init_model(runtime, card, &bare, 5, path));
+    const struct chm_card_options options = {.registry = &runtime->registry};
+    size_t bytes;
+    char *good = slurp(path, &bytes);
+    chm_safetensors *file = NULL;
+    must(chm_safetensors_parse(path, (const uint8_t *)good, bytes, &file));
+    const int fd = open(path, O_WRONLY);
+    assert_true(fd >= 0);
+    long refused_open = 0, in_header = 0, in_scales = 0;
+    for (uint64_t run = 0; run < changes; run++) {
+        /* half of them where a default load looks: the header is an eighth of the file, scales are less */
+        size_t at = (size_t)draw(21, run, run % 4 == 0 ? file->header_bytes : bytes);
+        if (run % 4 == 1) {
+            int i = (int)draw(22, run, (uint64_t)file->count);
+            while (!strstr(file->tensor[i].name, ".scale")) i = (i + 1) % file->count;
+            at = (size_t)(file->tensor[i].data - (const uint8_t *)good) + (size_t)draw(23, run, file->tensor[i].bytes);
+        }
+        const uint8_t *place = (const uint8_t *)good + at;
+        const bool header = at < file->header_bytes;
+        bool scales = false;
+        for (int i = 0; i < file->count; i++)
+            scales = scales || (strstr(file->tensor[i].name, ".scale") && place >= file->tensor[i].data &&
+                                place < file->tensor[i].data + file->tensor[i].bytes);
+        const char now = (char)(good[at] + (char)(1 + draw(24, run, 255)));
+        assert_int_equal(pwrite(fd, &now, 1, (off_t)at), 1);
+        chm_model *m = NULL;
+        int status = chm_model_open(path, &runtime->registry, &options, false, &m);
+        if (status == CHM_OK ? header || scales : status != CHM_E_DATA)
+            fail_msg("byte %zu changed: status %d: %s", at, status, chm_error());
+        if (status != CHM_OK) said_well("a changed byte");
+        refused_open += status != CHM_OK;
+        in_header += header;
+        in_scales += scales;
+        chm_model_destroy(m);
+        if (status == CHM_OK && run % 16 == 2) status = use_model(path);
+        if (status != CHM_OK && status != CHM_E_DATA) fail_msg("byte %zu changed and run: %s", at, chm_error());
+        status = chm_model_open(path, &runtime->registry, &options, true, &m);
+        if (status != CHM_E_DATA) fail_msg("byte %zu changed and verified: status %d", at, status);
+        assert_int_equal(pwrite(fd, &good[at], 1, (off_t)at), 1);
+    }
+    print_message("nano: %ld of %" PRIu64
+                  " changed bytes refused on opening (%ld in the header, %ld in scales), all by "
+                  "--verify\n",
+                  refused_open, changes, in_header, in_scales);
+    assert_true(in_header > 0 && in_scales > 0 && refused_open < (long)changes);
+    must(use_model(path));
+    assert_int_equal(close(fd), 0);
+    chm_safetensors_destroy(file);
+    chm_free(good);
 }
 
 /* Text that becomes shorter while it is read. */
@@ -1231,6 +1308,7 @@ int main(void) {
         cmocka_unit_test(no_memory_for_reports),
         cmocka_unit_test(no_memory_in_training),
         cmocka_unit_test(damaged_files),
+        cmocka_unit_test(changed_byte_of_a_model),
         cmocka_unit_test(text_cut_while_read),
         cmocka_unit_test(log_cut),
         cmocka_unit_test(what_a_killed_run_left),

@@ -7,6 +7,8 @@
  * generated tests of layers, since the gradient is that of the weights and of the experts and not of the choice. What
  * kinks are left, the largest of two gates in xlstm among them, are points: a difference that steps over one is made
  * again with a shorter step. The biases of routers have no gradient by design.
+ *
+ * And the same models as `chimera init` makes them, straight to packed forms, against the way of training.
  */
 #include "hybrid_card.h"
 #include "layer_help.h"
@@ -47,7 +49,7 @@ static chm_model *make_model(const char *const *set, size_t sets) {
     must(chm_card_parse("card.json", text, strlen(text), &options, &card));
     must(chm_model_create(card, &runtime->registry, &m));
     must(chm_model_allocate(m));
-    must(chm_model_randomise(m, 3, runtime->pool));
+    must(chm_model_randomise(m, 3));
     for (int i = 0; i < m->params; i++) {
         chm_param *p = m->param[i];
         for (int64_t k = 0; p->init.kind == CHM_INIT_CONSTANT && k < p->count; k++)
@@ -99,7 +101,7 @@ static double loss_of(chm_model *m, chm_context *c, struct held *h, int passes, 
     double loss = NAN;
     h->next = 0;
     must(chm_context_begin(c, &rows, NULL, STREAMS, CHM_PASS_TRAIN));
-    chm_tensor *logits = chm_model_forward(m, c, id, NULL, &depth);
+    chm_tensor *logits = chm_model_forward(m, c, id, NULL, NULL, &depth);
     must(chm_context_status(c));
     must(chm_cross_entropy(c, logits, target, 258, 1.0f / (STREAMS * T), &loss, &counted));
     if (backward) must(chm_backward(c));
@@ -249,7 +251,79 @@ static void every_parameter_has_its_slope(void **state) {
     }
 }
 
+/* ---- models that have learnt nothing ---- */
+
+static chm_model *declare_model(int width, const char *embedding, const char *const *set, size_t sets) {
+    char *text = chm_format(HYBRID_CARD, width, width / 2, "bitnet", embedding, "", "");
+    const struct chm_card_options options = {.registry = &runtime->registry, .set = set, .set_count = sets};
+    chm_card *card = NULL;
+    chm_model *m = NULL;
+    must(chm_card_parse("card.json", text, strlen(text), &options, &card));
+    must(chm_model_create(card, &runtime->registry, &m));
+    chm_free(text);
+    return m;
+}
+
+static void same_files(const char *a, const char *b) {
+    chm_map x = {0}, y = {0};
+    must(chm_map_open(&x, a));
+    must(chm_map_open(&y, b));
+    if (x.size != y.size || memcmp(x.data, y.data, x.size) != 0) fail_msg("%s and %s differ", a, b);
+    chm_map_close(&x);
+    chm_map_close(&y);
+}
+
+/* Widths that fill neither a tile nor a block, one with and one without whole superblocks of every encoding. */
+static void packed_at_once_is_packed_as_in_training(void **state) {
+    (void)state;
+    static const struct {
+        int width;
+        const char *embedding, *set[2];
+    } form[] = {
+        {72, "int8", {"quantization.encoding=t5", "head_dim=36"}},
+        {72, "ternary", {"quantization.encoding=t2", "quantization.group_size=64"}},
+        {392, "ternary", {"quantization.encoding=t5", "tie_word_embeddings=false"}},
+        {392, "f32", {"quantization.encoding=t2", "tie_word_embeddings=false"}},
+        {392, "int8", {"quantization.sherry_mode.enabled=true", "quantization.encoding=sherry"}},
+        {72, "ternary", {"quantization.sherry_mode.enabled=true", "quantization.encoding=t5"}},
+        {72, "ternary", {"quantization.method=none", "tie_word_embeddings=false"}},
+    };
+    char *path[2], *experts[2], *folder[2];
+    for (int way = 0; way < 2;
+         way++) { /* the name of the experts is in the model: folders, not names, tell them apart */
+        folder[way] = chm_format("%s/%s", scratch, way ? "slow" : "fast");
+        path[way] = chm_format("%s/m.b158", folder[way]);
+        experts[way] = chm_format("%s/m_experts.b158", folder[way]);
+        must(chm_make_directory(folder[way]));
+    }
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(form); i++) {
+        for (int way = 0; way < 2; way++) {
+            chm_model *m = declare_model(form[i].width, form[i].embedding, form[i].set, 2);
+            if (way) {
+                must(chm_model_allocate(m));
+                must(chm_model_randomise(m, 3 + i));
+                must(chm_model_quantise(m, &runtime->kernels.kernels, NULL));
+            } else {
+                must(chm_model_init(m, 3 + i, &runtime->kernels.kernels, runtime->pool));
+            }
+            must(chm_model_save(m, path[way]));
+            chm_model_destroy(m);
+        }
+        same_files(path[0], path[1]);
+        same_files(experts[0], experts[1]);
+    }
+    for (int way = 0; way < 2; way++) {
+        unlink(path[way]);
+        unlink(experts[way]);
+        rmdir(folder[way]);
+        chm_free(path[way]);
+        chm_free(experts[way]);
+        chm_free(folder[way]);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_parameter_has_its_slope)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(packed_at_once_is_packed_as_in_training),
+                                       cmocka_unit_test(every_parameter_has_its_slope)};
     return cmocka_run_group_tests_name("hybrid", tests, set_up, tear_down);
 }

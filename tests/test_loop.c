@@ -46,7 +46,7 @@ static chm_model *make_model(const char *method, const char *pattern, const char
     char *text = chm_format(form, method, pattern, loop);
     chm_model *m = NULL;
     if (chm_model_create(make_card(text), &runtime->registry, &m) || chm_model_allocate(m) ||
-        chm_model_randomise(m, 3, runtime->pool) || chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool))
+        chm_model_randomise(m, 3) || chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool))
         fail_msg("%s", chm_error());
     chm_free(text);
     return m;
@@ -309,7 +309,7 @@ static double loss_of(chm_model *m, chm_context *c, int passes, bool backward) {
     chm_depth depth = {.passes = passes};
     double loss = NAN;
     assert_int_equal(chm_context_begin(c, &rows, NULL, STREAMS, CHM_PASS_TRAIN), CHM_OK);
-    chm_tensor *logits = chm_model_forward(m, c, id, NULL, &depth);
+    chm_tensor *logits = chm_model_forward(m, c, id, NULL, NULL, &depth);
     if (chm_context_status(c) || chm_cross_entropy(c, logits, target, 258, 1.0f / (STREAMS * T), &loss, &counted))
         fail_msg("%s", chm_error());
     if (backward && chm_backward(c)) fail_msg("%s", chm_error());
@@ -420,7 +420,7 @@ static void one_pass_is_the_plain_stack(void **state) {
     const chm_rows rows = {T, parent, position};
     chm_depth depth = {.passes = 1};
     assert_int_equal(chm_context_begin(c, &rows, NULL, 1, 0), CHM_OK);
-    chm_tensor *y = chm_model_forward(looped, c, id, NULL, &depth);
+    chm_tensor *y = chm_model_forward(looped, c, id, NULL, NULL, &depth);
     if (!y) fail_msg("%d: %s", chm_context_status(c), chm_error());
     memcpy(other, y->data, sizeof other);
     /* the plain stack by hand: embedding, layer 0, the norm, layers 1 to 3 */
@@ -467,7 +467,7 @@ static void tokens_leave_one_by_one(void **state) {
     chm_rows rows = {T, parent, position};
     chm_depth depth = {0}, each = {0}, full = {.whole = true};
     assert_int_equal(chm_context_begin(c, &rows, NULL, 1, 0), CHM_OK);
-    memcpy(whole, chm_model_forward(m, c, id, NULL, &depth)->data, sizeof whole);
+    memcpy(whole, chm_model_forward(m, c, id, NULL, NULL, &depth)->data, sizeof whole);
     chm_stream_state stream, *streams[] = {&stream};
     assert_int_equal(chm_stream_init(&stream, &m->layout), CHM_OK);
     bool shallow = false, deep = false;
@@ -476,7 +476,7 @@ static void tokens_leave_one_by_one(void **state) {
         const int64_t at = i, before = each.sum;
         const chm_rows one = {1, &from, &at};
         assert_int_equal(chm_context_begin(c, &one, streams, 1, CHM_PASS_COMMIT), CHM_OK);
-        memcpy(alone + i * 258, chm_model_forward(m, c, id + i, NULL, &each)->data, 258 * sizeof(float));
+        memcpy(alone + i * 258, chm_model_forward(m, c, id + i, NULL, NULL, &each)->data, 258 * sizeof(float));
         assert_in_range(each.sum - before, 2, MOST);
         shallow |= each.sum - before < MOST;
         deep |= each.sum - before > 2;
@@ -486,7 +486,7 @@ static void tokens_leave_one_by_one(void **state) {
     assert_int_equal(depth.rows, T);
     assert_memory_equal(whole, alone, sizeof whole);
     assert_int_equal(chm_context_begin(c, &rows, NULL, 1, 0), CHM_OK);
-    assert_true(memcmp(whole, chm_model_forward(m, c, id, NULL, &full)->data, sizeof whole) != 0);
+    assert_true(memcmp(whole, chm_model_forward(m, c, id, NULL, NULL, &full)->data, sizeof whole) != 0);
     assert_int_equal(full.sum, T * MOST);
     chm_stream_finish(&stream);
     chm_context_destroy(c);

@@ -67,7 +67,7 @@ doctor, root = json.load(open(sys.argv[1])), sys.argv[2] + '/'
 assert doctor['files'] and all(f['path'].startswith(root) for f in doctor['files'] + doctor['paths']), doctor['paths']
 assert doctor['cards']['directory'].startswith(root) and 'chimera-nano' in doctor['cards']['names'], doctor['cards']
 PY
-run 4 'go by their name: chimera-5.1 chimera-hybrid chimera-mini chimera-nano' "$chimera" check chimera-pico
+run 4 'go by their name: chimera-5.1 chimera-dense chimera-hybrid chimera-mini chimera-nano' "$chimera" check chimera-pico
 run 4 'go by their name' "$chimera" check etc/chimera-nano.json
 run 0 "$root" "$chimera" check chimera-nano
 run 0 "$root" "$chimera" check chimera-nano.json

@@ -157,7 +157,7 @@ static void open_alone(struct alone *a, chm_runtime *r, const char *const *sets,
     if (chm_layer_alone_open(&a->layer, r, &options, NULL, 0, 0, false)) fail_msg("%s", chm_error());
     const chm_model *m = a->layer.model;
     a->width = m->config->width;
-    if (chm_model_randomise(a->layer.model, 4, r->pool)) fail_msg("%s", chm_error());
+    if (chm_model_randomise(a->layer.model, 4)) fail_msg("%s", chm_error());
     for (int i = 0; i < a->layer.params; i++) {
         chm_param *p = a->layer.param[i];
         const char *name = chm_layer_alone_name(&a->layer, p->name);

@@ -381,7 +381,7 @@ static chm_model *fresh_model(void) {
     must(chm_card_load(in_folder("card.json"), &how, &card));
     must(chm_model_create(card, &runtime->registry, &m));
     must(chm_model_allocate(m));
-    must(chm_model_randomise(m, 11, runtime->pool));
+    must(chm_model_randomise(m, 11));
     must(chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool));
     return m;
 }
@@ -395,7 +395,7 @@ static chm_tensor *pass(chm_model *m, chm_context *c, const int32_t *id, const i
     const chm_rows rows = {.count = ROWS, .parent = parent, .position = position};
     chm_depth depth = {.passes = 1, .whole = true};
     must(chm_context_begin(c, &rows, NULL, 1, CHM_PASS_TRAIN));
-    chm_tensor *logits = chm_model_forward(m, c, id, NULL, &depth);
+    chm_tensor *logits = chm_model_forward(m, c, id, NULL, NULL, &depth);
     must(chm_context_status(c));
     assert_non_null(logits);
     return logits;

@@ -721,7 +721,7 @@ static void test_surprise(void **state) {
     chm_runtime *r = open_runtime(1, NULL);
     chm_layer_alone l;
     if (chm_layer_alone_open(&l, r, &how, NULL, 0, 0.2, true)) fail_msg("%s", chm_error());
-    assert_int_equal(chm_model_randomise(l.model, 5, r->pool), CHM_OK);
+    assert_int_equal(chm_model_randomise(l.model, 5), CHM_OK);
     assert_int_equal(chm_model_quantise(l.model, &r->kernels.kernels, r->pool), CHM_OK);
     chm_context *c = NULL;
     assert_int_equal(chm_context_create(&r->kernels.kernels, r->pool, &l.model->layout, 1e-6f, &c), CHM_OK);

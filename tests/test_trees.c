@@ -105,7 +105,7 @@ static chm_model *make_model(const char *loop) {
     must(chm_card_parse("card.json", text, strlen(text), &options, &card));
     must(chm_model_create(card, &runtime->registry, &m));
     must(chm_model_allocate(m));
-    must(chm_model_randomise(m, 3, runtime->pool));
+    must(chm_model_randomise(m, 3));
     must(chm_model_quantise(m, &runtime->kernels.kernels, runtime->pool));
     chm_free(text);
     return m;

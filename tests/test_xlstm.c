@@ -70,7 +70,7 @@ static void catch_recurrence(struct caught *c, chm_runtime *r, const char *const
     memset(c, 0, sizeof *c);
     if (chm_layer_alone_open(&c->layer, r, &options, NULL, 0, 0, true)) fail_msg("%s", chm_error());
     const chm_model *m = c->layer.model;
-    assert_int_equal(chm_model_randomise(c->layer.model, 1, r->pool), CHM_OK);
+    assert_int_equal(chm_model_randomise(c->layer.model, 1), CHM_OK);
     assert_int_equal(chm_model_quantise(c->layer.model, &r->kernels.kernels, r->pool), CHM_OK);
     assert_int_equal(chm_context_create(&r->kernels.kernels, r->pool, &m->layout, 1e-6f, &c->context), CHM_OK);
     assert_int_equal(chm_stream_init(&c->stream, &m->layout), CHM_OK);

@@ -99,6 +99,8 @@ double chm_uniform_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b); 
 uint64_t chm_below_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint64_t bound); /* in [0,bound) */
 /* n normals N(0,1), positions 0..n-1 of the stream; own log/cos so that every machine gets the same bytes */
 void chm_normals(uint64_t seed, uint32_t purpose, uint32_t a, int64_t n, float *out);
+/* the same, positions first .. first + n - 1 */
+void chm_normals_from(uint64_t seed, uint32_t purpose, uint32_t a, int64_t first, int64_t n, float *out);
 double chm_natural_log(double x); /* of x > 0, the same bits everywhere; error below 1e-15 */
 
 /* ---- hashing: XXH3 ---- */

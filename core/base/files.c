@@ -12,6 +12,8 @@
 
 /* ---- reading ---- */
 
+enum { HUGE_FROM = 8 << 20 };
+
 int chm_map_open(chm_map *m, const char *path) {
     int status = CHM_OK;
     struct stat st;
@@ -32,6 +34,9 @@ int chm_map_open(chm_map *m, const char *path) {
             status = chm_fail_system("%s: cannot map %lld bytes", path, (long long)st.st_size);
             goto out;
         }
+        /* Where the system can: pages of megabytes, which a stream of weights crosses less often. What is in its cache
+         * in small pages already stays in those. No is an answer. */
+        if (st.st_size >= HUGE_FROM) madvise(p, (size_t)st.st_size, MADV_HUGEPAGE);
         m->mapping = p;
         m->data = p;
         m->size = (uint64_t)st.st_size;
@@ -156,6 +161,11 @@ int chm_writer_commit(chm_writer *w) {
     if (fflush(w->file)) bad = true;
     if (!bad && w->temporary && fsync(fileno(w->file))) bad = true;
     int error = bad ? errno : 0;
+    /* What was written lies in the system's cache in small pages. Left there, a large file would be mapped in those
+     * from now on; dropped, it is read back in large ones (chm_map_open), and weights stream a tenth to a fifth faster.
+     */
+    if (!bad && w->temporary && ftello(w->file) >= HUGE_FROM)
+        (void)posix_fadvise(fileno(w->file), 0, 0, POSIX_FADV_DONTNEED);
     if (fclose(w->file) && !bad) {
         bad = true;
         error = errno;

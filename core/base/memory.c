@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 static atomic_long fail_after = -1;
 static atomic_bool fail_once;
@@ -92,8 +93,11 @@ void *chm_alloc_aligned(size_t bytes) {
     void *p = NULL;
     if (!fits(bytes)) return NULL;
     if (bytes <= SIZE_MAX - 64) {
+        /* what is large is read in long sweeps: in pages of 2 MiB, where the system gives them */
+        enum { HUGE_PAGE = 2 << 20, HUGE_FROM = 8 << 20 };
         size_t rounded = bytes ? (bytes + 63) & ~(size_t)63 : 64;
-        if (allowed()) p = aligned_alloc(64, rounded);
+        if (allowed()) p = aligned_alloc(rounded >= HUGE_FROM ? HUGE_PAGE : 64, rounded);
+        if (p && rounded >= HUGE_FROM) madvise(p, rounded, MADV_HUGEPAGE);
         if (p) memset(p, 0, rounded);
     }
     return counted(p, bytes);

@@ -1,272 +1,278 @@
 /*
- * bench.c: how fast a model reads and writes here, and how near that is to what memory allows.
+ * bench.c: how fast models read and write here, and how near that is to what the machine allows.
  *
- * bytes_per_token counts what a token makes the CPU touch: every packed parameter it runs through (layers in the loop
- * as often as the loop goes; of the experts those it chooses), one row of the embedding, and the state. A prompt shares
- * the parameters among the rows of a pass, which together choose every expert. bandwidth_fraction compares that with
- * the read rate of a buffer larger than the last cache, measured in the same run; a model that fits in the cache may
- * well exceed 1.
+ * What is counted for a token: every packed parameter it runs through is read (layers in the loop as often as the loop
+ * goes; of the experts those it chooses), one row of the embedding, and the state. The rows of a pass share the
+ * parameters; of the experts they read those that some row chooses, on average when every choice is as likely.
+ * bandwidth_fraction compares that with the read rate of a buffer larger than the last cache, compute_fraction the
+ * products with what the ternary kernel does from the cache, both measured in the same run. A model that fits in the
+ * cache may well exceed 1.
  */
-#include "model/stream.h"
+#include "decode/bench.h"
 #include "model/declared.h"
-#include "model/json.h"
-#include <stdlib.h>
+#include <math.h>
 #include <string.h>
-#include <unistd.h>
 
-/* ---- read bandwidth ---------------------------------------------------------------------------------------------- */
+enum { REPEATS_MAX = 1000, ROWS_MOST = 32, LEAST_PASSES = 4 };
 
-typedef struct bandwidth_job {
-    const uint64_t *word;
-    uint64_t *sum; /* [workers * 8], so that no compiler drops the reads */
-} bandwidth_job;
-
-enum { BANDWIDTH_PIECE = 1 << 17 }; /* words: 1 MiB */
-
-static void fill_words(void *arg, int64_t begin, int64_t end, int worker) {
-    uint64_t *word = arg;
-    (void)worker;
-    for (int64_t i = begin; i < end; i++) word[i] = (uint64_t)i * UINT64_C(0x9e3779b97f4a7c15);
+chm_measured chm_measure(const double *value, int n) {
+    chm_measured m = {0};
+    for (int i = 0; i < n; i++) m.mean += value[i] / n;
+    for (int i = 0; i < n; i++) m.deviation += (value[i] - m.mean) * (value[i] - m.mean);
+    m.deviation = n > 1 ? sqrt(m.deviation / (n - 1)) : 0;
+    return m;
 }
 
-static void read_words(void *arg, int64_t begin, int64_t end, int worker) {
-    const bandwidth_job *job = arg;
-    uint64_t sum[8] = {0};
-    for (int64_t i = begin; i + 8 <= end; i += 8)
-        for (int k = 0; k < 8; k++) sum[k] += job->word[i + k];
-    for (int k = 0; k < 8; k++) job->sum[worker * 8 + k] += sum[k];
-}
-
-/* Bytes a second, the best of three sweeps; and the size of the buffer swept. */
-static int measure_bandwidth(chm_pool *pool, double *rate, size_t *buffer_bytes) {
-    long cache = -1, pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    if (cache <= 0) cache = 32L << 20;
-    /* twice the cache, at most a quarter of the memory */
-    size_t bytes = CHM_MAX((size_t)cache * 2, (size_t)64 << 20);
-    if (pages > 0 && page > 0) bytes = CHM_MIN(bytes, (size_t)pages / 4 * (size_t)page);
-    bytes = CHM_MAX(bytes & ~(size_t)((1 << 20) - 1), (size_t)1 << 20);
-    const int64_t words = (int64_t)(bytes / 8);
-    const int threads = chm_pool_threads(pool);
-    uint64_t *word = chm_alloc_aligned(bytes);
-    uint64_t *sum = chm_alloc_aligned((size_t)threads * 8 * sizeof(*sum));
-    if (word == NULL || sum == NULL) {
-        chm_free(word);
-        chm_free(sum);
-        return CHM_E_MEMORY;
-    }
-    chm_parallel(pool, words, BANDWIDTH_PIECE, fill_words, word);
-    bandwidth_job job = {.word = word, .sum = sum};
-    *rate = 0;
-    for (int sweep = 0; sweep < 3; sweep++) {
-        const double start = chm_now();
-        chm_parallel(pool, words, BANDWIDTH_PIECE, read_words, &job);
-        const double seconds = chm_now() - start;
-        *rate = CHM_MAX(*rate, (double)bytes / CHM_MAX(seconds, 1e-9));
-    }
-    volatile uint64_t keep = sum[0];
-    (void)keep;
-    *buffer_bytes = bytes;
-    chm_free(word);
-    chm_free(sum);
-    return CHM_OK;
-}
-
-/* ---- bytes a token touches --------------------------------------------------------------------------------------- */
+/* ---- what a token takes ------------------------------------------------------------------------------------------ */
 
 static size_t param_bytes(const chm_model *m, const chm_param *p) {
     if (p->format == CHM_FORMAT_F32) return (size_t)p->count * sizeof(float);
     return chm_param_code_bytes(p, p->ternary.encoding) + chm_param_scale_bytes(p, m->config->weight_group);
 }
 
-typedef struct traffic {
-    double layers; /* parameters of layers and norms, once a pass */
-    double idle;   /* of these, the experts that one token does not choose */
-    double head;   /* the output matrix, once for every pass that wants logits */
-    double row;    /* one row of the embedding */
-    double state;  /* read for every token */
-} traffic;
-
-static traffic model_traffic(const chm_model *m) {
-    traffic t = {0};
-    const int64_t loops = m->config->loop.enabled ? m->config->loop.passes : 1;
+/* Bytes and products of one token, when `rows` of them, on average, share a pass of so many loops; a `share` of the
+ * passes wants logits, of `wanted` rows each. */
+static void count_work(const chm_model *m, int loops, double rows, double share, double wanted, chm_bench_row *out) {
     const double routed = chm_card_number(m->card, "backbone.moe.n_routed_experts", 1);
-    const double all = routed + chm_card_number(m->card, "backbone.moe.n_shared_experts", 0);
-    const double idle = (routed - chm_card_number(m->card, "backbone.moe.num_experts_per_tok", 1)) / all;
+    const double shared = chm_card_number(m->card, "backbone.moe.n_shared_experts", 0);
+    const double chosen = chm_card_number(m->card, "backbone.moe.num_experts_per_tok", 1);
+    const double read = routed * (1 - pow(1 - chosen / routed, rows));
+    out->bytes = (double)m->layout.bytes;
+    out->products = 0;
     for (int i = 0; i < m->params; i++) {
         const chm_param *p = m->param[i];
+        const double bytes = (double)param_bytes(m, p), count = p->format == CHM_FORMAT_F32 ? 0 : (double)p->count;
         if (p->role == CHM_ROLE_EMBEDDING) { /* the table, the output matrix, or both in one */
-            if (p == m->embedding) t.row = (double)param_bytes(m, p) / (double)p->out;
-            if (p != m->embedding || m->config->tie_embeddings) t.head = (double)param_bytes(m, p);
-        } else {
-            const bool looped = p->layer >= 0 && m->config->in_loop[p->layer];
-            const double bytes = (double)param_bytes(m, p) * (double)(looped ? loops : 1);
-            t.layers += bytes;
-            if (p->expert) t.idle += bytes * idle;
+            if (p == m->embedding) out->bytes += bytes / (double)p->out;
+            if (p != m->head) continue;
+            out->bytes += share * bytes / rows;
+            out->products += share * wanted * count / rows;
+            continue;
         }
+        const double times = p->layer >= 0 && m->config->in_loop[p->layer] ? (double)CHM_MAX(loops, 1) : 1;
+        out->bytes += times * bytes / rows * (p->expert ? (read + shared) / (routed + shared) : 1);
+        out->products += times * count * (p->expert ? (chosen + shared) / (routed + shared) : 1);
     }
-    t.state = (double)m->layout.bytes;
-    return t;
 }
 
 /* ---- the runs ---------------------------------------------------------------------------------------------------- */
 
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+/* A model with what its runs need. */
+typedef struct runner {
+    chm_stream *stream; /* what a prompt is read into, and what every other run starts from */
+    chm_context *context;
+    chm_stream_state *state, **states; /* [ROWS_MOST], those that rows asked for */
+    int64_t count;
+    double *peak; /* [repeats] */
+} runner;
 
-static double median(double *v, int n) {
-    qsort(v, (size_t)n, sizeof(*v), by_value);
-    return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
-}
-
-typedef struct bench_row {
-    const char *name;
-    int64_t tokens;
-    double rate, slowest, fastest, bytes, fraction;
-} bench_row;
-
-/* Those that inference runs. */
-static void write_kernels(const chm_runtime *r, FILE *out) {
-    bool first = true;
-    putc('{', out);
-    for (size_t i = 0; i < r->kernels.slots; i++) {
-        if (!r->kernels.exact[i]) continue;
-        if (!first) fputs(", ", out);
-        first = false;
-        chm_json_string(out, r->kernels.slot[i]);
-        fputs(": ", out);
-        chm_json_string(out, r->kernels.backend[i] ? r->kernels.backend[i] : "none");
+static int open_states(runner *w, const chm_model *m, int64_t rows) {
+    w->state = chm_alloc((size_t)rows * sizeof(*w->state));
+    w->states = chm_alloc((size_t)rows * sizeof(*w->states));
+    if (w->state == NULL || w->states == NULL) return CHM_E_MEMORY;
+    for (; w->count < rows; w->count++) {
+        const int status = chm_stream_init(&w->state[w->count], &m->layout);
+        if (status != CHM_OK) return status;
+        w->states[w->count] = &w->state[w->count];
     }
-    putc('}', out);
+    return CHM_OK;
 }
 
-static int write_report(chm_runtime *r, const chm_model *m, const bench_row *rows, int count, int repeats,
-                        double bandwidth, size_t buffer, chm_output format, FILE *out) {
-    chm_table t;
-    chm_table_init(&t);
-    chm_table_column(&t, "name");
-    chm_table_column(&t, "#tokens");
-    chm_table_column(&t, "#tokens_per_second");
-    chm_table_column(&t, "#slowest");
-    chm_table_column(&t, "#fastest");
-    chm_table_column(&t, "#bytes_per_token");
-    chm_table_column(&t, "#bandwidth_fraction");
-    /* a file of one table has no other place for them; elsewhere they stand below */
-    if (format == CHM_OUTPUT_CSV) chm_table_column(&t, "kernels");
-    int status = CHM_OK;
-    char *used = chm_kernels_used(r);
-    if (used == NULL) {
-        status = CHM_E_MEMORY;
-        goto out;
+static void close_runner(runner *w) {
+    for (int64_t i = 0; i < w->count; i++) chm_stream_finish(&w->state[i]);
+    chm_free(w->state);
+    chm_free(w->states);
+    chm_free(w->peak);
+    chm_context_destroy(w->context);
+    chm_stream_close(w->stream);
+}
+
+/* `passes` passes, each of one token of every one of `row->rows` streams, all wanting logits. */
+static int decode_rows(runner *w, const chm_bench_row *row, const int32_t *ids, int64_t passes, double *rate) {
+    chm_model *m = row->subject->model;
+    int32_t parent[ROWS_MOST], id[ROWS_MOST];
+    int64_t position[ROWS_MOST];
+    chm_depth depth = {.passes = row->loops, .whole = true}; /* every token the same work */
+    for (int64_t i = 0; i < row->rows; i++) {
+        chm_stream_copy(&w->state[i], &w->stream->state);
+        parent[i] = ~(int32_t)i;
     }
-    if (format == CHM_OUTPUT_JSON) {
-        fputs("{\n  \"schema_version\": 1,\n  \"model\": ", out);
-        chm_json_string(out, m->path ? m->path : "");
-        fprintf(out, ",\n  \"threads\": %d,\n  \"repeats\": %d,\n", r->threads, repeats);
-        fprintf(out, "  \"read_bytes_per_second\": %.6g,\n  \"read_buffer_bytes\": %zu,\n", bandwidth, buffer);
-        fprintf(out, "  \"state_bytes\": %zu,\n  \"kernels\": ", m->layout.bytes);
-        write_kernels(r, out);
-        fputs(",\n  \"rows\": [", out);
-        for (int i = 0; i < count; i++) {
-            fprintf(out,
-                    "%s\n    {\"name\": \"%s\", \"tokens\": %lld, \"tokens_per_second\": %.6g, \"slowest\": %.6g, "
-                    "\"fastest\": %.6g, \"bytes_per_token\": %.0f, \"bandwidth_fraction\": %.6g, \"kernels\": ",
-                    i ? "," : "", rows[i].name, (long long)rows[i].tokens, rows[i].rate, rows[i].slowest,
-                    rows[i].fastest, rows[i].bytes, rows[i].fraction);
-            write_kernels(r, out);
-            putc('}', out);
+    const double start = chm_now();
+    for (int64_t pass = 0; pass < passes; pass++) {
+        for (int64_t i = 0; i < row->rows; i++) {
+            position[i] = w->stream->state.position + pass;
+            id[i] = ids[pass * row->rows + i];
         }
-        fputs("\n  ]\n}\n", out);
-    } else {
-        for (int i = 0; i < count; i++) {
-            chm_table_cell(&t, "%s", rows[i].name);
-            chm_table_cell(&t, "%lld", (long long)rows[i].tokens);
-            chm_table_cell(&t, "%.1f", rows[i].rate);
-            chm_table_cell(&t, "%.1f", rows[i].slowest);
-            chm_table_cell(&t, "%.1f", rows[i].fastest);
-            chm_table_cell(&t, "%.0f", rows[i].bytes);
-            chm_table_cell(&t, "%.4f", rows[i].fraction);
-            if (format == CHM_OUTPUT_CSV) chm_table_cell(&t, "%s", used);
+        const chm_rows rows = {.count = row->rows, .parent = parent, .position = position};
+        int status = chm_context_begin(w->context, &rows, w->states, (int)row->rows, CHM_PASS_COMMIT);
+        if (status == CHM_OK) {
+            chm_model_forward(m, w->context, id, NULL, NULL, &depth);
+            status = chm_context_status(w->context);
         }
-        status = chm_table_print(&t, format, out);
-        if (status == CHM_OK && format != CHM_OUTPUT_CSV)
-            fprintf(out, "\n%d threads, median of %d; memory reads %.2f GB/s here (%zu MiB buffer); kernels: %s\n",
-                    r->threads, repeats, bandwidth / 1e9, buffer >> 20, used);
+        if (status != CHM_OK) return status;
     }
-    if (status == CHM_OK) status = chm_report_end(out);
-out:
-    chm_table_finish(&t);
-    chm_text_free(used);
+    *rate = (double)(passes * row->rows) / CHM_MAX(chm_now() - start, 1e-9);
+    return CHM_OK;
+}
+
+static int read_prompt(runner *w, const chm_bench_row *row, const int32_t *ids, double *rate) {
+    const float *logits = NULL;
+    chm_stream_restart(w->stream);
+    w->stream->depth = (chm_depth){.passes = row->loops, .whole = true};
+    const double start = chm_now();
+    const int status = chm_stream_feed(w->stream, ids, row->tokens, &logits);
+    *rate = (double)row->tokens / CHM_MAX(chm_now() - start, 1e-9);
     return status;
 }
 
-int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, chm_output format, FILE *out) {
+/* ---- what is run ------------------------------------------------------------------------------------------------- */
+
+typedef struct plan {
+    int64_t prefill, decode, most;
+} plan;
+
+static chm_bench_row *add_row(chm_bench_run *b, const chm_bench_subject *s, const char *name, int loops, int64_t rows,
+                              int64_t tokens) {
+    chm_bench_row *row = &b->row[b->rows++];
+    *row = (chm_bench_row){.subject = s, .name = name, .loops = loops, .rows = rows, .tokens = tokens};
+    count_work(s->model, loops, (double)rows, 1, (double)rows, row);
+    return row;
+}
+
+/* A prompt, one stream at every depth, several streams at the card's. */
+static void plan_rows(chm_bench_run *b, const chm_bench_subject *s, const plan *p) {
+    static const int depths[] = {1, 2, 4};
+    const struct chm_loop_config *loop = &s->model->config->loop;
+    const int usual = loop->enabled ? (int)loop->passes : 0;
+    const int64_t passes = (p->prefill + CHM_PASS_ROWS - 1) / CHM_PASS_ROWS, rows = CHM_MIN(p->prefill, CHM_PASS_ROWS);
+    chm_bench_row *prompt = add_row(b, s, "prefill", usual, rows, p->prefill);
+    count_work(s->model, usual, (double)p->prefill / (double)passes, 1.0 / (double)passes, 1, prompt);
+    bool seen = !loop->enabled;
+    if (!loop->enabled) add_row(b, s, "decode", 0, 1, p->decode);
+    for (size_t i = 0; loop->enabled && i < CHM_ARRAY_COUNT(depths); i++) {
+        if (depths[i] > usual && !seen) add_row(b, s, "decode", usual, 1, p->decode);
+        seen = seen || depths[i] >= usual;
+        if (depths[i] >= loop->least && depths[i] <= loop->most) add_row(b, s, "decode", depths[i], 1, p->decode);
+    }
+    if (!seen) add_row(b, s, "decode", usual, 1, p->decode);
+    for (int64_t n = 2; n <= p->most; n *= 2)
+        add_row(b, s, "streams", usual, n, n * CHM_MAX(p->decode / n, (int64_t)LEAST_PASSES));
+}
+
+/* Opened and one token read: before anything else takes memory. */
+static int first_token(const chm_bench_subject *s, runner *w, chm_bench_start *start) {
+    const chm_model *m = s->model;
+    const float *logits = NULL;
+    const int32_t id = 0;
+    const double begun = chm_now();
+    int status = chm_stream_open(s->runtime, s->model, &w->stream);
+    if (status == CHM_OK) status = chm_stream_feed(w->stream, &id, 1, &logits);
+    if (status != CHM_OK) return status;
+    *start = (chm_bench_start){.seconds = m->open_seconds + chm_now() - begun,
+                               .files = m->map.size + m->experts_map.size,
+                               .experts = m->experts_map.size,
+                               .pass = chm_context_bytes(w->stream->context)};
+    chm_resident(&start->mapped, &start->own);
+    return CHM_OK;
+}
+
+static int run(chm_bench_run *b, runner *runners, const int32_t *ids, double *bandwidth, chm_memory_reader *memory) {
+    int status = CHM_OK;
+    /* round -1 warms caches and arenas up and is not counted; every round has every kind of work once */
+    for (int round = -1; round < b->repeats; round++) {
+        const double speed = chm_memory_read(memory);
+        if (round >= 0) bandwidth[round] = speed;
+        for (int i = 0; i < b->rows; i++) {
+            chm_bench_row *row = &b->row[i];
+            runner *w = &runners[row->subject - b->subject];
+            double rate = 0, peak = 0;
+            if (!strcmp(row->name, "prefill")) {
+                if ((status = chm_kernel_peak(row->subject->runtime, row->subject->model, &peak)) != CHM_OK)
+                    return status;
+                if (round >= 0) w->peak[round] = peak;
+                status = read_prompt(w, row, ids, &rate);
+            } else {
+                status = decode_rows(w, row, ids, row->tokens / row->rows, &rate);
+            }
+            if (status != CHM_OK) return status;
+            if (round >= 0) row->rate[round] = rate;
+        }
+    }
+    return CHM_OK;
+}
+
+int chm_bench(const chm_bench_subject *subject, uint32_t subjects, const chm_bench_options *options, chm_output format,
+              FILE *out) {
     static const chm_bench_options none = {.size = sizeof(none)};
-    enum { REPEATS_MAX = 1000 };
     if (options == NULL) options = &none;
     if (options->size != sizeof(*options))
         return chm_fail(CHM_E_CONFIG, "chm_bench_options has size %u, this library expects %zu", options->size,
                         sizeof(*options));
-    const int repeats = options->repeats ? options->repeats : 5;
-    const int64_t prefill = options->prefill_tokens ? options->prefill_tokens : 256;
-    const int64_t decode = options->decode_tokens ? options->decode_tokens : 64;
-    if (repeats < 1 || repeats > REPEATS_MAX) return chm_fail(CHM_E_CONFIG, "%d repeats: 1..%d", repeats, REPEATS_MAX);
-    if (prefill < 1 || decode < 1)
-        return chm_fail(CHM_E_CONFIG, "%lld tokens to read and %lld to write: at least 1 of each", (long long)prefill,
-                        (long long)decode);
+    chm_bench_run b = {.subject = subject, .subjects = subjects, .compare = options->compare};
+    b.repeats = options->repeats ? options->repeats : 5;
+    const plan p = {.prefill = options->prefill_tokens ? options->prefill_tokens : 256,
+                    .decode = options->decode_tokens ? options->decode_tokens : 64,
+                    .most = options->streams ? options->streams : ROWS_MOST};
+    if (b.repeats < 1 || b.repeats > REPEATS_MAX)
+        return chm_fail(CHM_E_CONFIG, "%d repeats: 1..%d", b.repeats, REPEATS_MAX);
+    if (p.prefill < 1 || p.decode < 1)
+        return chm_fail(CHM_E_CONFIG, "%lld tokens to read and %lld to write: at least 1 of each", (long long)p.prefill,
+                        (long long)p.decode);
+    if (p.most < 1 || p.most > ROWS_MOST)
+        return chm_fail(CHM_E_CONFIG, "%lld streams in one pass: 1..%d", (long long)p.most, ROWS_MOST);
+    if (subjects < 1) return chm_fail(CHM_E_CONFIG, "no model to measure: give at least one");
+    const int64_t longest = CHM_MAX(CHM_MAX(p.prefill, p.decode), p.most * (int64_t)LEAST_PASSES);
 
-    chm_stream *s = NULL;
-    double *rate[2] = {NULL, NULL}, bandwidth = 0;
-    size_t buffer = 0;
-    int32_t *ids = NULL;
-    int status = chm_stream_open(r, m, &s);
-    if (status != CHM_OK) goto out;
-    s->depth.whole = true; /* every token the same work */
-    rate[0] = chm_alloc((size_t)repeats * sizeof(double));
-    rate[1] = chm_alloc((size_t)repeats * sizeof(double));
-    ids = chm_alloc((size_t)CHM_MAX(prefill, decode) * sizeof(*ids));
-    if (rate[0] == NULL || rate[1] == NULL || ids == NULL) {
-        status = CHM_E_MEMORY;
-        goto out;
+    enum { KINDS = 12 }; /* a prompt, four depths and five numbers of streams are fewer */
+    chm_memory_reader memory = {0};
+    uint64_t largest = 0, known = UINT64_MAX;
+    int status = CHM_E_MEMORY;
+    runner *runners = chm_alloc(subjects * sizeof(*runners));
+    double *rates = chm_alloc((size_t)subjects * KINDS * (size_t)b.repeats * sizeof(*rates));
+    double *bandwidth = chm_alloc((size_t)b.repeats * sizeof(*bandwidth));
+    int32_t *ids = chm_alloc((size_t)longest * sizeof(*ids));
+    b.row = chm_alloc((size_t)subjects * KINDS * sizeof(*b.row));
+    if (runners == NULL || rates == NULL || bandwidth == NULL || ids == NULL || b.row == NULL) goto out;
+    if (b.compare && (status = chm_bench_load(b.compare, &b.other)) != CHM_OK) goto out;
+    for (uint32_t i = 0; i < subjects; i++) {
+        const chm_bench_subject *s = &subject[i];
+        const chm_model *m = s->model;
+        chm_bench_start start;
+        if ((status = first_token(s, &runners[i], &start)) != CHM_OK) goto out;
+        if (i == 0) b.start = start;
+        largest = CHM_MAX(largest, start.files);
+        known = CHM_MIN(known, (uint64_t)m->tokenizer->ops->vocab_size(m->tokenizer->self));
+        plan_rows(&b, s, &p);
+        runners[i].peak = chm_alloc((size_t)b.repeats * sizeof(*runners[i].peak));
+        status = runners[i].peak ? open_states(&runners[i], m, p.most) : CHM_E_MEMORY;
+        if (status == CHM_OK)
+            status = chm_context_create(&s->runtime->kernels.kernels, s->runtime->pool, &m->layout,
+                                        (float)m->config->norm_eps, &runners[i].context);
+        if (status != CHM_OK) goto out;
     }
-    if ((status = measure_bandwidth(r->pool, &bandwidth, &buffer)) != CHM_OK) goto out;
-
-    const uint64_t known = (uint64_t)m->tokenizer->ops->vocab_size(m->tokenizer->self);
-    for (int64_t i = 0; i < CHM_MAX(prefill, decode); i++)
-        ids[i] = (int32_t)chm_below_at(1, CHM_RANDOM_TEST, 0, (uint64_t)i, known);
-    const float *logits = NULL;
-    /* round -1 warms caches and arenas up and is not counted */
-    for (int round = -1; round < repeats; round++) {
-        chm_stream_restart(s);
-        double start = chm_now();
-        if ((status = chm_stream_feed(s, ids, prefill, &logits)) != CHM_OK) goto out;
-        if (round >= 0) rate[0][round] = (double)prefill / CHM_MAX(chm_now() - start, 1e-9);
-        start = chm_now();
-        for (int64_t i = 0; i < decode; i++)
-            if ((status = chm_stream_feed(s, &ids[i], 1, &logits)) != CHM_OK) goto out;
-        if (round >= 0) rate[1][round] = (double)decode / CHM_MAX(chm_now() - start, 1e-9);
+    for (int i = 0; i < b.rows; i++) b.row[i].rate = rates + (size_t)i * (size_t)b.repeats;
+    for (int64_t i = 0; i < longest; i++) ids[i] = (int32_t)chm_below_at(1, CHM_RANDOM_TEST, 0, (uint64_t)i, known);
+    if ((status = chm_memory_reader_init(&memory, subject[0].runtime->pool, largest)) != CHM_OK) goto out;
+    b.buffer = memory.bytes;
+    if ((status = run(&b, runners, ids, bandwidth, &memory)) != CHM_OK) goto out;
+    b.bandwidth = chm_measure(bandwidth, b.repeats);
+    for (int i = 0; i < b.rows; i++) {
+        chm_bench_row *row = &b.row[i];
+        row->speed = chm_measure(row->rate, b.repeats);
+        row->peak = chm_measure(runners[row->subject - subject].peak, b.repeats).mean;
+        row->bytes_per_second = row->bytes * row->speed.mean;
+        row->bandwidth_fraction = row->bytes_per_second / b.bandwidth.mean;
+        row->compute_fraction = row->peak > 0 ? row->products * row->speed.mean / row->peak : -1;
     }
-
-    const traffic t = model_traffic(m);
-    const int64_t passes = (prefill + CHM_PASS_ROWS - 1) / CHM_PASS_ROWS;
-    bench_row rows[2] = {{.name = "prefill", .tokens = prefill}, {.name = "decode", .tokens = decode}};
-    rows[0].bytes = (t.layers * (double)passes + t.head) / (double)prefill + t.row + t.state;
-    rows[1].bytes = t.layers - t.idle + t.head + t.row + t.state;
-    for (int i = 0; i < 2; i++) {
-        rows[i].rate = median(rate[i], repeats);
-        rows[i].slowest = rate[i][0];
-        rows[i].fastest = rate[i][repeats - 1];
-        rows[i].fraction = rows[i].bytes * rows[i].rate / bandwidth;
-    }
-    status = write_report(r, m, rows, 2, repeats, bandwidth, buffer, format, out);
+    status = chm_bench_report(&b, format, out);
 out:
+    for (uint32_t i = 0; runners && i < subjects; i++) close_runner(&runners[i]);
+    chm_memory_reader_finish(&memory);
+    chm_free(runners);
+    chm_free(rates);
+    chm_free(bandwidth);
     chm_free(ids);
-    chm_free(rate[0]);
-    chm_free(rate[1]);
-    chm_stream_close(s);
+    chm_free(b.row);
+    json_decref(b.other);
     return status;
 }

@@ -119,6 +119,7 @@ int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int64_t n, con
     start = chm_now();
     while (done.tokens < n) {
         int32_t id = -1;
+        sampler.allowed = s->allowed.count > 0 ? s->allow : NULL;
         if ((status = chm_sampler_draw(&sampler, logits, s->state.position, &id)) != CHM_OK) goto out;
         if (id == end) {
             done.ended = true;

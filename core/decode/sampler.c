@@ -107,6 +107,7 @@ static int survivors(chm_sampler *s, const float *logits, int64_t *count_out, do
     int64_t left = 0;
     for (int64_t i = 0; i < s->vocab; i++) {
         const float l = logits[i];
+        if (s->allowed && !s->allowed[i]) continue;
         if (!isfinite(l))
             return chm_fail(
                 CHM_E_DATA,
@@ -120,7 +121,8 @@ static int survivors(chm_sampler *s, const float *logits, int64_t *count_out, do
         if (best < 0 || s->z[i] > s->z[best]) best = (int32_t)i;
         s->heap[left++] = (int32_t)i;
     }
-    if (best < 0) return chm_fail(CHM_E_CONFIG, "every token is masked: nothing can be drawn");
+    if (best < 0)
+        return chm_fail(CHM_E_CONFIG, "no token may come that can be drawn: every one of those allowed is masked");
     if (o->temperature == 0) {
         s->kept[0] = best;
         s->kept_p[0] = *total = 1;

@@ -25,6 +25,8 @@ typedef struct chm_sampler {
     double *kept_p; /* [vocab] */
     int32_t *kept;  /* [vocab] ids, most likely first */
     bool *masked;   /* [vocab]: never drawn */
+    const bool
+        *allowed; /* [vocab]: of the next draw, the caller's; the logits of others are not looked at. NULL: all */
     /* the last settings.repeat_last tokens, and how often each id is among them */
     int32_t *recent, *times;
     int64_t recent_at, recent_count;

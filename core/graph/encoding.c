@@ -57,13 +57,27 @@ static void take_sherry(const uint8_t *nibbles, const uint8_t *mirrors, block to
         }
 }
 
-/* The codes of five trits by the byte; of a byte that no five make, those of its remainders. */
+/* How often n goes into x < 3n; the products below stay in a byte. */
+static inline uint8_t thrice(uint8_t x, uint8_t n) { return (uint8_t)((x >= n) + (x >= 2 * n)); }
+
+/* The codes of five trits by the byte; of a byte that no five make, those of its remainders: byte / 84, and of the rest
+ * r / 1, 3, 9, 27 modulo 3. By comparisons alone, which the compiler does for many bytes at once: models are repacked
+ * when they are opened. */
 static void take_t5(const uint8_t *from, int f, block to) {
-    static const uint8_t power[5] = {1, 3, 9, 27, 1};
-    uint8_t trit[256];
-    for (int byte = 0; byte < 256; byte++) trit[byte] = (uint8_t)(f == 4 ? byte / 84 : byte % 84 / power[f] % 3);
     for (int j = 0; j < STEPS; j++)
-        for (int lane = 0; lane < LANES; lane++) to[j][lane] = trit[from[64 * j + lane]];
+        for (int lane = 0; lane < LANES; lane++) {
+            uint8_t r = from[64 * j + lane];
+            const uint8_t h = (uint8_t)(thrice(r, 84) + (r >= 252));
+            r = (uint8_t)(r - 84 * h);
+            r = (uint8_t)(r >= 81 ? r - 81 : r);
+            const uint8_t t3 = thrice(r, 27);
+            r = (uint8_t)(r - 27 * t3);
+            const uint8_t t2 = thrice(r, 9);
+            r = (uint8_t)(r - 9 * t2);
+            const uint8_t t1 = thrice(r, 3);
+            r = (uint8_t)(r - 3 * t1);
+            to[j][lane] = f == 4 ? h : f == 3 ? t3 : f == 2 ? t2 : f == 1 ? t1 : r;
+        }
 }
 
 /* Block b of the tile whose codes begin at `tile`. */
@@ -103,10 +117,16 @@ static void put_sherry(block from, int64_t row0, int64_t input0, const struct ch
                 }
                 bool zero = false;
                 for (int i = 0; i < 4; i++) {
-                    if (code[i] == 1 && zero) code[i] = 2;
+                    if (code[i] == 1 && zero) {
+                        code[i] = 2;
+                        misfit->weights += i < real;
+                    }
                     zero = zero || code[i] == 1;
                 }
-                if (!zero) code[0] = 1;
+                if (!zero) {
+                    code[0] = 1;
+                    misfit->weights++;
+                }
                 form = sherry_form(code);
             }
             const int at = 64 * (p / 2) + lane;
@@ -155,6 +175,21 @@ void chm_ternary_repack(const struct chm_ternary *w, int32_t encoding, int64_t t
             blank_padding(w, t, b, codes_of);
             put(encoding, codes_of, w, t, b, codes + t * to, misfit);
         }
+}
+
+void chm_ternary_pack(const struct chm_ternary *w, int64_t t, const uint8_t *code, uint8_t *codes,
+                      struct chm_misfit *misfit) {
+    const int64_t stride = chm_ternary_code_stride(w->encoding, w->in);
+    memset(codes + t * stride, 0, (size_t)stride);
+    for (int64_t b = 0; b < chm_ternary_blocks(w->in); b++) {
+        block codes_of;
+        for (int j = 0; j < STEPS; j++)
+            for (int lane = 0; lane < LANES; lane++) {
+                const int64_t row = lane / 4, input = 64 * b + 4 * j + lane % 4;
+                codes_of[j][lane] = 16 * t + row < w->out && input < w->in ? code[row * w->in + input] : 1;
+            }
+        put(w->encoding, codes_of, w, t, b, codes + t * stride, misfit);
+    }
 }
 
 void chm_ternary_codes(const struct chm_ternary *w, int64_t row, int64_t first, int64_t n, uint8_t *code) {

@@ -21,6 +21,7 @@ static inline chm_ternary_product chm_ternary_kernel(const struct chm_kernels *k
 /* Where a matrix cannot take a form: the row and the first of four inputs of which not exactly one is 0. */
 struct chm_misfit {
     int64_t row, input, quads; /* quads: how many there are */
+    int64_t weights;           /* that were changed so that they fit */
 };
 /* Packs tiles tile0..tile1 of w as `encoding`; codes is where tile 0 goes. What pads is written as the form has it, so
  * that the same weights are the same bytes whatever they come from. misfit gets the first that is found and adds up
@@ -28,6 +29,10 @@ struct chm_misfit {
  * first of the four becomes 0. */
 void chm_ternary_repack(const struct chm_ternary *w, int32_t encoding, int64_t tile0, int64_t tile1, uint8_t *codes,
                         struct chm_misfit *misfit);
+/* Packs 16 rows of codes, 0..2, [16][in], into tile t of w in w's encoding; rows past w->out are not read. Of what does
+ * not fit as above. */
+void chm_ternary_pack(const struct chm_ternary *w, int64_t t, const uint8_t *code, uint8_t *codes,
+                      struct chm_misfit *misfit);
 /* Codes, 0..2, of inputs first .. first + n of a row, as far as there are; first and n are multiples of 64 */
 void chm_ternary_codes(const struct chm_ternary *w, int64_t row, int64_t first, int64_t n, uint8_t *code);
 /* How many of its weights are 0. */

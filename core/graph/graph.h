@@ -119,6 +119,9 @@ bool chm_context_trains(const chm_context *c);
 chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *data, uint32_t flags);
 /* Rows ids of a [vocab, width] embedding, as its stored format gives them back. */
 chm_tensor *chm_embed(chm_context *c, chm_param *table, const int32_t *ids, int64_t rows);
+/* chm_linear, of whose outputs only those of a list are wanted, ascending and each once: these have the same bytes, the
+ * others are -infinity. Reads only the tiles of the matrix that the list meets. Not in training. */
+chm_tensor *chm_linear_some(chm_context *c, chm_tensor *x, chm_param *w, const int32_t *id, int64_t ids);
 /* Mean cross-entropy of logits [rows, vocab] against targets (< 0: masked), times `scale` in the gradient. Writes the
  * summed loss (nats, f64 over rows in order) and starts the tape's gradient at the logits. Columns past `vocab` ignored
  */
@@ -140,6 +143,8 @@ size_t chm_param_code_bytes(const chm_param *p, int32_t encoding);
 size_t chm_param_scale_bytes(const chm_param *p, int64_t group);
 /* value -> packed form and dequant, in parallel; exact */
 int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool);
+/* rows of an int8 matrix from theirs in f32: q [rows][in rounded up to 64], scale [rows], dequant (NULL: not wanted) */
+void chm_int8_rows(const float *w, int64_t rows, int64_t in, int8_t *q, float *scale, float *dequant);
 /* row `row` of a parameter as the file gives it back */
 void chm_param_row(const chm_param *p, int64_t row, float *out);
 

@@ -4,6 +4,7 @@
  */
 #include "graph/context.h"
 #include "graph/encoding.h"
+#include <math.h>
 #include <string.h>
 
 enum {
@@ -165,6 +166,62 @@ static chm_tensor *linear_alone(chm_graph *g, chm_tensor *x, chm_param *w) {
         chm_spread(c, w->out, 32, cost * (double)x->rows / (double)w->out, linear_forward, &job);
     chm_tensor *in[] = {x};
     chm_record(c, y, in, 1, w, linear_backward);
+    return y;
+}
+
+/* ---- some outputs of a linear ---- */
+
+enum { UNIT = 16 }; /* outputs that are computed together: a tile of a ternary matrix */
+
+struct some_job {
+    struct linear_job linear;
+    const int32_t *id;
+    int64_t ids, units;
+    const int64_t *first; /* [units]: the first id of each unit that has any, in order */
+};
+
+/* Runs of units are one call; what they give besides the ids is taken back. */
+static void some_forward(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct some_job *j = arg;
+    const struct linear_job *l = &j->linear;
+    const int64_t out = l->w->out, each = l->w->format == CHM_FORMAT_TERNARY ? 1 : UNIT;
+    for (int64_t u = begin; u < end;) {
+        const int64_t unit = j->id[j->first[u]] / UNIT;
+        int64_t n = 1;
+        while (u + n < end && j->id[j->first[u + n]] / UNIT == unit + n) n++;
+        linear_forward((void *)(uintptr_t)l, unit * each, CHM_MIN((unit + n) * each, each == 1 ? unit + n : out),
+                       worker);
+        const int64_t last = u + n < j->units ? j->first[u + n] : j->ids, to = CHM_MIN((unit + n) * UNIT, out);
+        int64_t next = j->first[u];
+        for (int64_t o = unit * UNIT; o < to; o++) {
+            if (next < last && j->id[next] == o)
+                next++;
+            else
+                for (int64_t r = 0; r < l->y->rows; r++) l->y->data[r * out + o] = -INFINITY;
+        }
+        u += n;
+    }
+}
+
+chm_tensor *chm_linear_some(chm_context *c, chm_tensor *x, chm_param *w, const int32_t *id, int64_t ids) {
+    if (!x || !w) return chm_refuse(c, CHM_E_INTERNAL, "%s: linear without input or parameter", c->part);
+    if (x->width != w->in || c->train)
+        return chm_refuse(c, CHM_E_INTERNAL, "%s: some outputs of a linear that reads %lld columns, from %lld%s",
+                          w->name, (long long)w->in, (long long)x->width, c->train ? ", in training" : "");
+    chm_tensor *y = chm_tensor_new(c, x->rows, w->out);
+    int64_t *first = chm_take(c, (size_t)CHM_MIN(ids, w->out / UNIT + 1) * sizeof *first);
+    if (!y || !first) return NULL;
+    struct some_job job = {.linear = {.c = c, .w = w, .x = x, .y = y}, .id = id, .ids = ids, .first = first};
+    if (w->format != CHM_FORMAT_F32 && !(job.linear.q = quantised(c, x))) return NULL;
+    for (int64_t i = 0; i < ids; i++) {
+        if (id[i] < 0 || id[i] >= w->out || (i && id[i] <= id[i - 1]))
+            return chm_refuse(c, CHM_E_INTERNAL, "%s: output %d of 0..%lld wanted out of order", w->name, id[i],
+                              (long long)w->out - 1);
+        if (!i || id[i] / UNIT != id[i - 1] / UNIT) first[job.units++] = i;
+    }
+    for (int64_t i = 0; i < x->rows * w->out; i++) y->data[i] = -INFINITY;
+    const double cost = UNIT * (double)w->in * (w->format == CHM_FORMAT_F32 ? 0.06 : 0.02) * (double)x->rows;
+    chm_spread(c, job.units, CHM_MAX(job.units / (4 * chm_pool_threads(c->pool)), 1), cost, some_forward, &job);
     return y;
 }
 

@@ -43,28 +43,31 @@ static void quantise_ternary(void *arg, int64_t begin, int64_t end, int worker) 
                       (uint8_t *)(uintptr_t)t->codes, (uint8_t *)(uintptr_t)t->scales, job->p->dequant);
 }
 
+void chm_int8_rows(const float *w, int64_t rows, int64_t in, int8_t *q, float *scale, float *dequant) {
+    const int64_t stride = (in + 63) / 64 * 64;
+    for (int64_t r = 0; r < rows; r++, w += in, q += stride) {
+        float top = 0;
+        for (int64_t i = 0; i < in; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
+        const float s = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0;
+        scale[r] = s;
+        for (int64_t i = 0; i < in; i++) {
+            float v = rintf(w[i] * inverse);
+            v = v > 127 ? 127 : v < -127 ? -127 : v;
+            q[i] = (int8_t)v;
+            /* through the byte, which has no -0: what training sees is what the file gives back */
+            if (dequant) dequant[r * in + i] = (float)q[i] * s;
+        }
+        memset(q + in, 0, (size_t)(stride - in));
+    }
+}
+
 static void quantise_int8(void *arg, int64_t begin, int64_t end, int worker) {
     (void)worker;
     const struct quantise_job *job = arg;
     const chm_param *p = job->p;
-    int8_t *q = (int8_t *)(uintptr_t)p->int8.q;
-    float *scale = (float *)(uintptr_t)p->int8.scale;
-    for (int64_t r = begin; r < end; r++) {
-        const float *w = p->value + r * p->in;
-        int8_t *out = q + r * p->int8.blocks * 64;
-        float top = 0;
-        for (int64_t i = 0; i < p->in; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
-        const float s = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0;
-        scale[r] = s;
-        for (int64_t i = 0; i < p->in; i++) {
-            float v = rintf(w[i] * inverse);
-            v = v > 127 ? 127 : v < -127 ? -127 : v;
-            out[i] = (int8_t)v;
-            /* through the byte, which has no -0: what training sees is what the file gives back */
-            if (p->dequant) p->dequant[r * p->in + i] = (float)out[i] * s;
-        }
-        memset(out + p->in, 0, (size_t)(p->int8.blocks * 64 - p->in));
-    }
+    chm_int8_rows(p->value + begin * p->in, end - begin, p->in,
+                  (int8_t *)(uintptr_t)p->int8.q + begin * p->int8.blocks * 64,
+                  (float *)(uintptr_t)p->int8.scale + begin, p->dequant ? p->dequant + begin * p->in : NULL);
 }
 
 int chm_param_quantise(chm_param *p, const struct chm_kernels *k, chm_pool *pool) {

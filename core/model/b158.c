@@ -61,6 +61,12 @@ static void hash_text(const void *data, uint64_t bytes, char text[HASH_TEXT]) {
     snprintf(text, HASH_TEXT, "%016" PRIx64, chm_hash64(data, (size_t)bytes));
 }
 
+const char *chm_b158_encoding(chm_arena *arena, const chm_param *p) {
+    char *text = chm_arena_take(arena, ENCODING_TEXT);
+    if (text) encoding_of(p, p->stored, p->ternary.group, text);
+    return text;
+}
+
 /* ---- writing ---- */
 
 /* Text that lives as long as the arena; NULL when out of memory. */
@@ -78,6 +84,15 @@ static const char *keep(chm_arena *arena, const char *format, ...) {
     return text;
 }
 
+int chm_b158_unfit(const char *path, const char *param, const struct chm_misfit *misfit) {
+    return chm_fail(CHM_E_DATA,
+                    "%s: parameter '%s' cannot be stored as sherry: of row %" PRId64 " the four weights from %" PRId64
+                    " on, and %" PRId64
+                    " other fours, have not exactly one zero; train with quantization.sherry_mode.enabled, "
+                    "or convert with --lossy",
+                    path, param, misfit->row, misfit->input, misfit->quads - 1);
+}
+
 /* The codes of a ternary parameter in the encoding of the file, which the arena keeps where they are made here. */
 static int stored_codes(const char *path, chm_arena *arena, const chm_param *p, const void **out) {
     const struct chm_ternary *w = &p->ternary;
@@ -89,13 +104,7 @@ static int stored_codes(const char *path, chm_arena *arena, const chm_param *p, 
     if (!codes) return CHM_E_MEMORY;
     chm_ternary_repack(w, p->stored, 0, tiles, codes, &misfit);
     *out = codes;
-    if (misfit.quads == 0) return CHM_OK;
-    return chm_fail(CHM_E_DATA,
-                    "%s: parameter '%s' cannot be stored as sherry: of row %" PRId64 " the four weights from %" PRId64
-                    " on, and %" PRId64
-                    " other fours, have not exactly one zero; train with quantization.sherry_mode.enabled, "
-                    "or convert with --lossy",
-                    path, p->name, misfit.row, misfit.input, misfit.quads - 1);
+    return misfit.quads ? chm_b158_unfit(path, p->name, &misfit) : CHM_OK;
 }
 
 static const void *stored(const chm_param *p, int piece) {
@@ -161,8 +170,8 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
     chm_arena_init(&arena);
     int status = CHM_OK, tensors = 0;
     int64_t total = 0, embedding = 0;
-    char text[ENCODING_TEXT], hash[HASH_TEXT];
-    const size_t most = 7 + 3 * (size_t)params + (size_t)notes;
+    char hash[HASH_TEXT];
+    const size_t most = 8 + 3 * (size_t)params + (size_t)notes;
     struct entry *entry = chm_alloc((2 * (size_t)params + 1) * sizeof *entry);
     chm_st_tensor *tensor = chm_alloc((2 * (size_t)params + 1) * sizeof *tensor);
     struct metadata meta = {chm_alloc(most * sizeof *meta.key), chm_alloc(most * sizeof *meta.value), 0, false};
@@ -217,10 +226,8 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
     add_meta(&meta, "parameters", keep(&arena, "%" PRId64, total));
     add_meta(&meta, "embedding_parameters", keep(&arena, "%" PRId64, embedding));
     for (int i = 0; i < notes; i++) add_meta(&meta, note[i].key, note[i].value);
-    for (int i = 0; i < params; i++) {
-        encoding_of(param[i], param[i]->stored, param[i]->ternary.group, text);
-        add_meta(&meta, keep(&arena, "encoding.%s", param[i]->name), keep(&arena, "%s", text));
-    }
+    for (int i = 0; i < params; i++)
+        add_meta(&meta, keep(&arena, "encoding.%s", param[i]->name), chm_b158_encoding(&arena, param[i]));
     for (int i = 0; i < tensors; i++) {
         tensor[i] = entry[i].tensor;
         hash_text(tensor[i].data, tensor[i].bytes, hash);
@@ -229,6 +236,7 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
     hash_text(card_json, strlen(card_json), hash);
     add_meta(&meta, "card_hash", keep(&arena, "%s", hash));
     add_meta(&meta, "card", card_json);
+    add_meta(&meta, CHM_ST_HEADER_HASH, "................");
     if (meta.failed) {
         status = CHM_E_MEMORY;
         goto out;
@@ -267,6 +275,11 @@ int chm_b158_check(const char *name, const chm_safetensors *file) {
                         "%s: the card in the file is damaged or was edited: its hash is %s, expected %s (run-time keys "
                         "are changed with --set or an ini file)",
                         name, hash, chm_quote(expected).text);
+    if (!chm_safetensors_sealed(file))
+        return chm_fail(CHM_E_DATA,
+                        "%s: the header of the file is damaged or was edited: its hash is not what " CHM_ST_HEADER_HASH
+                        " in __metadata__ says",
+                        name);
     return CHM_OK;
 }
 
@@ -396,7 +409,9 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
     for (int i = 0; i < pieces; i++) {
         int status = find_piece(name, file, p, &piece[i], &t[i]);
         assert(status || t[i]);
-        if (!status && verify) status = chm_b158_verify_tensor(name, file, t[i]);
+        /* scales are few, and one that is wrong spoils a whole group */
+        const bool scales = p->format != CHM_FORMAT_F32 && i == 1;
+        if (!status && (verify || scales)) status = chm_b158_verify_tensor(name, file, t[i]);
         if (!status && used[t[i] - file->tensor])
             status =
                 chm_fail(CHM_E_DATA, "%s: tensor '%s' belongs to two parameters", name, chm_quote(t[i]->name).text);
@@ -417,6 +432,72 @@ static int bind_param(const char *name, const chm_safetensors *file, chm_param *
     }
     p->value = (float *)(uintptr_t)t[0]->data; /* read-only: nothing writes to a model that is not trainable */
     return check_f32(name, p, verify);
+}
+
+/* ";key=N" with N in 1..2^31-1 */
+static bool read_field(const char **at, const char *key, int64_t *value) {
+    const size_t n = strlen(key);
+    if (strncmp(*at, key, n)) return false;
+    const char *c = *at + n;
+    for (*value = 0; *c >= '0' && *c <= '9' && *value <= INT32_MAX; c++) *value = *value * 10 + (*c - '0');
+    *at = c;
+    return *value >= 1 && *value <= INT32_MAX;
+}
+
+bool chm_b158_is_encoding(const char *key) { return !strncmp(key, "encoding.", 9); }
+
+int chm_b158_describe(const char *path, const chm_safetensors *file, int meta, chm_param *p, int64_t *group) {
+    const char *name = file->meta_key[meta] + 9, *text = file->meta_value[meta], *at;
+    int64_t number = 0;
+    p->name = (char *)(uintptr_t)name; /* borrowed, never written */
+    p->role = !strcmp(name, "embedding") || !strcmp(name, "head") ? CHM_ROLE_EMBEDDING : CHM_ROLE_FULL;
+    if (!strcmp(text, "f32")) {
+        const chm_st_tensor *t = chm_safetensors_find(file, name);
+        p->format = CHM_FORMAT_F32;
+        if (!t || t->rank > (int)CHM_ARRAY_COUNT(p->shape))
+            return chm_fail(CHM_E_DATA, "%s: parameter '%s' should be a tensor F32 of 0 to 4 sizes", path,
+                            chm_quote(name).text);
+        p->rank = t->rank;
+        memcpy(p->shape, t->shape, sizeof p->shape);
+        p->count = (int64_t)(t->bytes / chm_st_dtype_bytes(t->dtype));
+        p->out = p->rank ? p->shape[0] : 1;
+        p->in = p->out ? p->count / p->out : 0;
+        return CHM_OK;
+    }
+    bool sound = false;
+    const size_t length = strcspn(text, ";");
+    const int32_t encoding = chm_encoding_find(text, length);
+    at = text + length;
+    if (encoding >= 0) {
+        p->stored = encoding;
+        p->format = CHM_FORMAT_TERNARY;
+        sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
+                read_field(&at, ";group=", &number) && !*at && number % 64 == 0;
+        if (sound && *group && number != *group)
+            return chm_fail(CHM_E_DATA, "%s: parameter '%s' has groups of %" PRId64 ", others of %" PRId64, path,
+                            chm_quote(name).text, number, *group);
+        *group = number;
+    } else if (!strncmp(text, "i8", 2)) {
+        p->format = CHM_FORMAT_INT8;
+        sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
+                read_field(&at, ";block=", &number) && !*at;
+    }
+    if (!sound)
+        return chm_fail(
+            CHM_E_DATA,
+            "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't5;out=O;in=I;group=G' (or t2, sherry), "
+            "'i8;out=O;in=I;block=64' and 'f32'",
+            path, chm_quote(name).text, chm_quote(text).text);
+    p->rank = 2;
+    p->shape[0] = p->out;
+    p->shape[1] = p->in;
+    p->count = p->out * p->in;
+    p->ternary.group = *group;
+    return CHM_OK;
+}
+
+const char *chm_b158_form(const chm_param *p) {
+    return p->format == CHM_FORMAT_TERNARY ? chm_encoding_name(p->stored) : p->format == CHM_FORMAT_INT8 ? "i8" : "f32";
 }
 
 int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,

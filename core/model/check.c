@@ -470,12 +470,27 @@ int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *ove
         status = chm_fail(CHM_E_CONFIG, "%s: the model would replace its tokenizer; give it another name", path);
         goto out;
     }
-    if ((status = chm_model_allocate(m)) != CHM_OK) goto out;
-    if ((status = chm_model_randomise(m, seed, r->pool)) != CHM_OK) goto out;
-    if ((status = chm_model_quantise(m, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
+    if ((status = chm_model_init(m, seed, &r->kernels.kernels, r->pool)) != CHM_OK) goto out;
     status = chm_model_save(m, path);
 out:
     chm_tokenizer_close(&tokenizer);
     chm_model_destroy(m);
+    return status;
+}
+
+int chm_weights_name(chm_runtime *r, const char *card_path, const chm_overlay *overlay, char **out) {
+    struct chm_card_options options;
+    chm_card *card = NULL;
+    *out = NULL;
+    int status = chm_card_options_from(r, overlay, &options);
+    if (status == CHM_OK) status = chm_card_load(card_path, &options, &card);
+    if (status != CHM_OK) return status;
+    const char *name = chm_card_model(card)->weights_file;
+    if (name == NULL)
+        status = chm_fail(CHM_E_CONFIG, "%s: has no name for the model (files.weights); give one with -o MODEL.b158",
+                          card_path);
+    else if ((*out = chm_strdup(name)) == NULL)
+        status = CHM_E_MEMORY;
+    chm_card_destroy(card);
     return status;
 }

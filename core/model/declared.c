@@ -149,8 +149,7 @@ static void parameter_numbers(const struct numbers *n) {
 
 enum { MOST_ROWS = 64 };
 
-/* The value of a row of the memory budget, or NAN. */
-static double budget_row(const chm_card *card, const char *name) {
+double chm_budget_row(const chm_card *card, const char *name) {
     double values[MOST_ROWS];
     const int count = chm_card_numbers(card, "memory_budget_mb._vals", values, MOST_ROWS);
     const char *at = chm_card_get(card, "memory_budget_mb._keys", NULL);
@@ -216,8 +215,8 @@ static void megabytes(const struct numbers *n, const char *key, double stated, d
 static void memory_numbers(const struct numbers *n) {
     const chm_card *card = n->card;
     const chm_figures *f = n->f;
-    const double bits = get(card, "quantization.weight_bits"), weights = budget_row(card, "ternary_weights");
-    const double experts = budget_row(card, "moe_experts"), streams = get(card, "deployment.max_streams");
+    const double bits = get(card, "quantization.weight_bits"), weights = chm_budget_row(card, "ternary_weights");
+    const double experts = chm_budget_row(card, "moe_experts"), streams = get(card, "deployment.max_streams");
     const double each = get(card, "braid_state.per_stream_mb"), total = get(card, "memory_budget_mb.total");
     const double ceiling = get(card, "memory_budget_mb.growth_ceiling");
     char note[256];
@@ -243,14 +242,14 @@ static void memory_numbers(const struct numbers *n) {
     char name[96];
     for (size_t i = 0; i < CHM_ARRAY_COUNT(twice); i++) {
         snprintf(name, sizeof name, "memory_budget_mb %s", twice[i].row);
-        megabytes(n, name, budget_row(card, twice[i].row), get(card, twice[i].key), twice[i].key);
+        megabytes(n, name, chm_budget_row(card, twice[i].row), get(card, twice[i].key), twice[i].key);
     }
-    megabytes(n, "memory_budget_mb episodic", budget_row(card, "episodic"),
+    megabytes(n, "memory_budget_mb episodic", chm_budget_row(card, "episodic"),
               get(card, "self_evolution.tier2.episodic_cases.max_cases") *
                   get(card, "self_evolution.tier2.episodic_cases.case_bytes") / 1048576,
               "max_cases x case_bytes, in MiB");
     snprintf(note, sizeof note, "deployment.max_streams %.0f x braid_state.per_stream_mb %.0f", streams, each);
-    megabytes(n, "memory_budget_mb braid", budget_row(card, "braid"), streams * each, note);
+    megabytes(n, "memory_budget_mb braid", chm_budget_row(card, "braid"), streams * each, note);
     snprintf(note, sizeof note, "f32 state of the layers of one stream%s",
              f->planned ? ", those not built as described" : "");
     megabytes(n, "braid_state.per_stream_mb", each, (double)f->state_bytes / megabyte, note);
@@ -365,7 +364,7 @@ static void weight_findings(const chm_card *card, const chm_figures *f, chm_tabl
     } sizes[] = {{"ternary_weights", "params.base"}, {"moe_experts", "params.moe_total"}};
     const double least = log2(3);
     for (size_t i = 0; i < CHM_ARRAY_COUNT(sizes); i++) {
-        const double bits = budget_row(card, sizes[i].row) * megabyte * 8 / get(card, sizes[i].parameters);
+        const double bits = chm_budget_row(card, sizes[i].row) * megabyte * 8 / get(card, sizes[i].parameters);
         char keys[96];
         snprintf(keys, sizeof keys, "memory_budget_mb %s, %s", sizes[i].row, sizes[i].parameters);
         if (bits < least && m->quant == CHM_QUANT_BITNET)

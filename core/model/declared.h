@@ -34,6 +34,8 @@ void chm_declared_findings(const chm_card *card, const chm_figures *f, chm_table
 double chm_card_number(const chm_card *card, const char *key, double otherwise);
 /* the numbers of a list, nested ones too; returns how many there are, of which at most `cap` are written */
 int chm_card_numbers(const chm_card *card, const char *key, double *out, int cap);
+/* megabytes in a row of memory_budget_mb, or NAN */
+double chm_budget_row(const chm_card *card, const char *name);
 bool chm_card_on(const chm_card *card, const char *key);
 /* whether the text at key contains `word` */
 bool chm_card_says(const chm_card *card, const char *key, const char *word);

@@ -91,11 +91,10 @@ void chm_experts_close(chm_experts *e) {
 
 /* files.moe is the name beside a model that is called as the card says; beside any other it would be taken by the next
  * model of the same card. */
-static char *name_of(const chm_model_config *config, const char *path) {
+static char *name_of(const struct chm_experts_names *names, const char *path) {
     static const char ending[] = ".b158";
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
-    if (config->experts_file && (!config->weights_file || !strcmp(base, config->weights_file)))
-        return chm_strdup(config->experts_file);
+    if (names->experts && (!names->weights || !strcmp(base, names->weights))) return chm_strdup(names->experts);
     size_t n = strlen(base);
     const size_t tail = sizeof ending - 1;
     if (n > tail && !strcmp(base + n - tail, ending)) n -= tail;
@@ -123,27 +122,34 @@ static int check_place(const char *path, const char *experts) {
                     experts, path);
 }
 
-int chm_experts_save(const chm_model *m, const char *path, const char *card_json, chm_b158_note *note, int notes,
-                     const void *tokenizer, uint64_t tokenizer_bytes) {
+int chm_experts_save(const struct chm_experts_names *names, const char *path, chm_param *const *param, int params,
+                     const char *card_json, chm_b158_note *note, int notes, const void *tokenizer,
+                     uint64_t tokenizer_bytes) {
     const chm_b158_note part = {part_key, part_name};
     chm_writer first = {0}, second = {0};
     uint64_t fingerprint;
     char hash[17], *real = realpath(path, NULL);
     const char *place = real ? real : path; /* a link's file is replaced, not the link */
-    char *name = name_of(m->config, place), *experts = name ? beside(place, name) : NULL;
-    chm_param **list = chm_alloc(2 * (size_t)m->params * sizeof *list);
+    char *name = name_of(names, place), *experts = name ? beside(place, name) : NULL;
+    chm_param **list = chm_alloc(2 * (size_t)params * sizeof *list);
     int ours = 0, theirs = 0, status = CHM_E_MEMORY;
     if (!experts || !list) goto out;
-    chm_param **of_experts = list + m->params;
-    for (int i = 0; i < m->params; i++)
-        if (m->param[i]->expert)
-            of_experts[theirs++] = m->param[i];
+    chm_param **of_experts = list + params;
+    for (int i = 0; i < params; i++)
+        if (param[i]->expert)
+            of_experts[theirs++] = param[i];
         else
-            list[ours++] = m->param[i];
-    status = strcmp(place, experts) != 0
-                 ? check_place(path, experts)
-                 : chm_fail(CHM_E_CONFIG,
-                            "%s: is the name that files.moe gives to the experts; give the model another one", path);
+            list[ours++] = param[i];
+    if (!strcmp(place, experts))
+        status = chm_fail(CHM_E_CONFIG,
+                          "%s: is the name that files.moe gives to the experts; give the model another one", path);
+    else if (names->keep && chm_same_file(names->keep, experts))
+        status = chm_fail(CHM_E_CONFIG,
+                          "%s: its experts would replace %s, which are those of the model that is read; write it to "
+                          "another directory",
+                          path, experts);
+    else
+        status = check_place(path, experts);
     if (!status)
         status = chm_b158_begin(&second, experts, of_experts, theirs, card_json, &part, 1, NULL, 0, &fingerprint);
     if (status) goto out;

@@ -54,69 +54,6 @@ static enum part part_of(const char *name) {
     return PART_OTHER;
 }
 
-/* ";key=N" with N in 1..2^31-1 */
-static bool read_field(const char **at, const char *key, int64_t *value) {
-    const size_t n = strlen(key);
-    if (strncmp(*at, key, n)) return false;
-    const char *c = *at + n;
-    for (*value = 0; *c >= '0' && *c <= '9' && *value <= INT32_MAX; c++) *value = *value * 10 + (*c - '0');
-    *at = c;
-    return *value >= 1 && *value <= INT32_MAX;
-}
-
-static int read_encoding(const char *path, const chm_safetensors *file, const char *name, const char *text,
-                         struct item *item, int64_t *group) {
-    chm_param *p = &item->param;
-    const char *at;
-    int64_t number = 0;
-    p->name = (char *)(uintptr_t)name; /* borrowed, never written */
-    item->name = name;
-    if (!strcmp(text, "f32")) {
-        const chm_st_tensor *t = chm_safetensors_find(file, name);
-        item->encoding = "f32";
-        p->format = CHM_FORMAT_F32;
-        if (!t || t->rank > (int)CHM_ARRAY_COUNT(p->shape))
-            return chm_fail(CHM_E_DATA, "%s: parameter '%s' should be a tensor F32 of 0 to 4 sizes", path,
-                            chm_quote(name).text);
-        p->rank = t->rank;
-        memcpy(p->shape, t->shape, sizeof p->shape);
-        p->count = (int64_t)(t->bytes / chm_st_dtype_bytes(t->dtype));
-        p->out = p->rank ? p->shape[0] : 1;
-        p->in = p->out ? p->count / p->out : 0;
-        return CHM_OK;
-    }
-    bool sound = false;
-    const size_t length = strcspn(text, ";");
-    const int32_t encoding = chm_encoding_find(text, length);
-    at = text + length;
-    if (encoding >= 0) {
-        item->encoding = chm_encoding_name(encoding);
-        p->format = CHM_FORMAT_TERNARY;
-        sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
-                read_field(&at, ";group=", &number) && !*at && number % 64 == 0;
-        if (sound && *group && number != *group)
-            return chm_fail(CHM_E_DATA, "%s: parameter '%s' has groups of %" PRId64 ", others of %" PRId64, path,
-                            chm_quote(name).text, number, *group);
-        *group = number;
-    } else if (!strncmp(text, "i8", 2)) {
-        item->encoding = "i8";
-        p->format = CHM_FORMAT_INT8;
-        sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
-                read_field(&at, ";block=", &number) && !*at;
-    }
-    if (!sound)
-        return chm_fail(
-            CHM_E_DATA,
-            "%s: parameter '%s' has the encoding '%s'; this Chimera reads 't5;out=O;in=I;group=G' (or t2, sherry), "
-            "'i8;out=O;in=I;block=64' and 'f32'",
-            path, chm_quote(name).text, chm_quote(text).text);
-    p->rank = 2;
-    p->shape[0] = p->out;
-    p->shape[1] = p->in;
-    p->count = p->out * p->in;
-    return CHM_OK;
-}
-
 /* The share of a parameter's weights that are 0. */
 static double zeros_of(const chm_param *p) {
     int64_t zeros = 0;
@@ -141,15 +78,15 @@ static int read_file(struct report *r, const char *path, const chm_safetensors *
     chm_param **list = chm_alloc((size_t)file->metas * sizeof *list);
     if (!list) return CHM_E_MEMORY;
     for (int i = 0; i < file->metas; i++) {
-        const char *key = file->meta_key[i];
-        if (strncmp(key, "encoding.", 9)) continue;
+        if (!chm_b158_is_encoding(file->meta_key[i])) continue;
         struct item *item = &r->item[r->items];
-        status = read_encoding(path, file, key + 9, file->meta_value[i], item, &group);
+        status = chm_b158_describe(path, file, i, &item->param, &group);
         if (status) goto out;
+        item->name = item->param.name;
         item->expert = expert;
         list[r->items++ - before] = &item->param;
     }
-    status = chm_b158_bind(path, file, list, r->items - before, group ? group : 64, verify);
+    status = chm_b158_bind(path, file, list, r->items - before, group, verify);
     if (status) goto out;
     for (int i = before; i < r->items; i++) {
         static const char *const suffix[][2] = {[CHM_FORMAT_F32] = {"", NULL},
@@ -166,6 +103,7 @@ static int read_file(struct report *r, const char *path, const chm_safetensors *
             item->bytes += item->tensor[item->tensors++]->bytes;
             chm_free(name);
         }
+        item->encoding = chm_b158_form(&item->param);
         item->weights = item->param.count;
         item->zeros = zeros_of(&item->param);
         item->part = part_of(item->name);

@@ -1012,7 +1012,7 @@ static int probe(struct layer_test *t, struct subject *s) {
 /* Random parameters, off the values at which a constant initialiser leaves gradients zero, and where a layer starts
  * them small of its own accord large enough that differences in f32 show what hangs on them. */
 static int randomise(struct layer_test *t, struct subject *s) {
-    int status = chm_model_randomise(s->layer.model, SEED, t->runtime->pool);
+    int status = chm_model_randomise(s->layer.model, SEED);
     for (int i = 0; i < s->layer.params && !status; i++) {
         chm_param *p = s->layer.param[i];
         const float range = 1 / sqrtf((float)p->shape[p->rank - 1]), small = p->init.a;

@@ -418,57 +418,6 @@ int chm_model_allocate(chm_model *m) {
     return CHM_OK;
 }
 
-int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool) {
-    (void)pool; /* counter-based: order does not matter, and a few million numbers take no time */
-    for (int i = 0; i < m->params; i++) {
-        chm_param *p = m->param[i];
-        const chm_init *init = &p->init;
-        const float range = init->a > 0 ? init->a : (float)m->config->init_range;
-        switch (init->kind) {
-        case CHM_INIT_NORMAL:
-        case CHM_INIT_RESIDUAL: {
-            const float depth = 2.0f * (float)m->config->effective_depth;
-            const float scale = init->kind == CHM_INIT_RESIDUAL ? range / sqrtf(depth) : range;
-            chm_normals(seed, CHM_RANDOM_INIT, p->stream, p->count, p->value);
-            for (int64_t k = 0; k < p->count; k++) p->value[k] *= scale;
-            break;
-        }
-        case CHM_INIT_UNIFORM:
-            for (int64_t k = 0; k < p->count; k++)
-                p->value[k] = init->a + (init->b - init->a) *
-                                            (float)chm_uniform_at(seed, CHM_RANDOM_INIT, p->stream, (uint64_t)k);
-            break;
-        case CHM_INIT_CONSTANT:
-            for (int64_t k = 0; k < p->count; k++) p->value[k] = init->a;
-            break;
-        case CHM_INIT_LINSPACE:
-            for (int64_t k = 0; k < p->count; k++)
-                p->value[k] = p->count > 1 ? init->a + (init->b - init->a) * (float)k / (float)(p->count - 1) : init->a;
-            break;
-        case CHM_INIT_FORGET: {
-            const int64_t group = init->b > 1 ? (int64_t)init->b : 1;
-            for (int64_t k = 0; k < p->count; k++) {
-                const double u = group > 1 ? (double)(k % group) / (double)(group - 1) : 0;
-                p->value[k] = (float)(5 - 12 * pow(u, (double)init->a));
-            }
-            break;
-        }
-        case CHM_INIT_CUSTOM: {
-            double *uniform = chm_alloc((size_t)p->count * sizeof *uniform);
-            if (!uniform) return CHM_E_MEMORY;
-            for (int64_t k = 0; k < p->count; k++)
-                uniform[k] = chm_uniform_at(seed, CHM_RANDOM_INIT, p->stream, (uint64_t)k);
-            init->fill(uniform, p->count, p->value);
-            chm_free(uniform);
-            break;
-        }
-        default:
-            return chm_fail(CHM_E_PLUGIN, "%s has an unknown initialiser %d", p->name, (int)init->kind);
-        }
-    }
-    return CHM_OK;
-}
-
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool) {
     int status = CHM_OK;
     for (int i = 0; i < m->params && !status; i++) status = chm_param_quantise(m->param[i], k, pool);
@@ -539,7 +488,8 @@ static chm_tensor *looped_blocks(const chm_model *m, chm_context *c, int pass, c
     return blocks(m, c, loop->first, loop->last, loop->per_pass ? pass - 1 : 0, x);
 }
 
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth) {
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth) {
     chm_graph *g = chm_context_graph(c);
     const int64_t rows = chm_context_rows(c);
     chm_context_enter(c, -1, "embedding", 0);
@@ -562,7 +512,9 @@ chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, 
             if (want[r]) memcpy(few->data + at++ * x->width, x->data + r * x->width, (size_t)x->width * sizeof(float));
         x = few;
     }
-    return chm_linear(g, chm_rmsnorm(g, x, m->final_norm, 0), m->head);
+    x = chm_rmsnorm(g, x, m->final_norm, 0);
+    return allowed && allowed->count > 0 ? chm_linear_some(c, x, m->head, allowed->id, allowed->count)
+                                         : chm_linear(g, x, m->head);
 }
 
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding) {

@@ -44,7 +44,10 @@ typedef struct chm_model {
     chm_arena arena;                          /* declarations, instances, options */
     void *storage;                            /* of values when not mapped */
     bool trainable;
-    chm_map map; /* the .b158 it was opened from */
+    double open_seconds;   /* that chm_open took, */
+    double repack_seconds; /* of which for codes in an encoding for which it found no fast kernel, */
+    size_t repacked_bytes; /* and the memory that took; 0: none were */
+    chm_map map;           /* the .b158 it was opened from */
     struct chm_safetensors *file;
     chm_map experts_map; /* and the file beside it with its experts; empty: there is none */
     struct chm_safetensors *experts;
@@ -64,7 +67,11 @@ void chm_model_destroy(chm_model *m);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
 /* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */
-int chm_model_randomise(chm_model *m, uint64_t seed, chm_pool *pool);
+int chm_model_randomise(chm_model *m, uint64_t seed);
+/* The model that chm_model_allocate, _randomise and _quantise would make, ready to be saved and with no values behind
+ * its packed forms, which ternary codes have in the encoding of the file: it takes the memory that the file takes, not
+ * the 14 times as much of a model that learns. */
+int chm_model_init(chm_model *m, uint64_t seed, const struct chm_kernels *k, chm_pool *pool);
 /* Latent values -> packed forms, for every quantised parameter. */
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool);
 /* What layers change by rules of their own, once the optimiser has moved the rest, from what the passes of the step
@@ -74,9 +81,16 @@ void chm_model_after_step(chm_model *m, chm_layer_report report, void *user);
 void chm_model_clear_tallies(chm_model *m);
 /* Passes of the loop that training takes for one sequence of one step: 1 where there is no loop. */
 int chm_loop_depth(const struct chm_loop_config *config, uint64_t seed, int64_t step, int64_t stream);
-/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `last_only`: only rows whose
- * want[r] is set get logits (NULL: all rows), the result has as many rows. depth NULL: the card's passes. */
-chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want, chm_depth *depth);
+/* Ids of the vocabulary, ascending and each once. */
+typedef struct chm_id_list {
+    const int32_t *id;
+    int64_t count; /* 0: all of the vocabulary */
+} chm_id_list;
+/* ids [rows] -> logits [rows, vocab] inside a begun pass; NULL: chm_context_status(). `want`: only rows whose want[r]
+ * is set get logits (NULL: all rows), the result has as many rows. allowed (NULL: all): the logits that are wanted, all
+ * others are -infinity. depth NULL: the card's passes. */
+chm_tensor *chm_model_forward(chm_model *m, chm_context *c, const int32_t *ids, const bool *want,
+                              const chm_id_list *allowed, chm_depth *depth);
 /* One layer or ffn alone, as the stack would run it. */
 int chm_model_parameter_count(const chm_model *m, int64_t *total, int64_t *embedding);
 
@@ -116,6 +130,8 @@ typedef struct chm_safetensors {
     const char *const *meta_key;
     const char *const *meta_value;
     int metas;
+    const uint8_t *header; /* the 8 bytes of its length, and the header */
+    uint64_t header_bytes; /* of both */
     void *owned;
 } chm_safetensors;
 /* Every offset, overlap, gap, dtype and shape checked; `name` stands for the file in messages. data must outlive it. */
@@ -123,11 +139,21 @@ int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes,
 void chm_safetensors_destroy(chm_safetensors *s);
 const chm_st_tensor *chm_safetensors_find(const chm_safetensors *s, const char *name); /* NULL: no sentence */
 const char *chm_safetensors_meta(const chm_safetensors *s, const char *key);
+/* A header may have its own hash in __metadata__, CHM_ST_HEADER_HASH: XXH3 64 as 16 hex digits, of the 8 bytes of the
+ * length and the header up to those digits, as the seed of that of what follows them. The writer puts it in place of
+ * any 16 characters under that key. */
+#define CHM_ST_HEADER_HASH "header_hash"
+bool chm_safetensors_sealed(const chm_safetensors *s); /* it has one, and it is right */
+void chm_safetensors_seal(uint8_t *header, uint64_t bytes);
 /* Atomic write. Tensors in the order given; align: pad tensors "_pad.N" keep every tensor on 64 bytes. */
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align);
 /* The same, left for the caller to commit; on failure the writer is abandoned. */
 int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
                           const char *const *meta_key, const char *const *meta_value, int metas, bool align);
+/* As chm_safetensors_write, without padding; the bytes of a tensor whose data is NULL are written by `produce`. */
+typedef int (*chm_st_produce)(void *user, const chm_st_tensor *t, chm_writer *writer);
+int chm_safetensors_write_made(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                               const char *const *meta_value, int metas, chm_st_produce produce, void *user);
 
 #endif

@@ -48,7 +48,8 @@ int chm_b158_save(const chm_model *m, const char *path, const chm_b158_note *not
     }
     bool experts = false;
     for (int i = 0; i < m->params; i++) experts = experts || m->param[i]->expert;
-    status = experts ? chm_experts_save(m, path, card, all, count, tokenizer, tokenizer_bytes)
+    const struct chm_experts_names names = {m->config->weights_file, m->config->experts_file, NULL};
+    status = experts ? chm_experts_save(&names, path, m->param, m->params, card, all, count, tokenizer, tokenizer_bytes)
                      : chm_b158_write_with(path, m->param, m->params, card, all, count, tokenizer, tokenizer_bytes);
 out:
     chm_free(all);

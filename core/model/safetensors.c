@@ -249,6 +249,8 @@ int chm_safetensors_parse(const char *name, const uint8_t *data, uint64_t bytes,
     if (!r) return CHM_E_MEMORY;
     chm_safetensors *s = &r->file;
     s->owned = r;
+    s->header = data;
+    s->header_bytes = 8 + header;
 
     r->root = chm_json_load((const char *)data + 8, (size_t)header, &error);
     if (!r->root) {
@@ -337,6 +339,42 @@ const char *chm_safetensors_meta(const chm_safetensors *s, const char *key) {
     return json_string_value(json_object_get(meta, key));
 }
 
+/* ---- the hash of a header ---- */
+
+/* Where its 16 digits stand; 0: it has none. In a JSON text no quote within a string looks like these. */
+static size_t place_of_hash(const uint8_t *header, uint64_t bytes) {
+    static const char before[] = "\"" CHM_ST_HEADER_HASH "\":\"";
+    const size_t n = sizeof before - 1;
+    for (uint64_t at = 8; at + n + 17 <= bytes; at++) {
+        const uint8_t *quote = memchr(header + at, '"', (size_t)(bytes - n - 17 - at) + 1);
+        if (!quote) return 0;
+        at = (uint64_t)(quote - header);
+        if (!memcmp(quote, before, n) && quote[n + 16] == '"') return (size_t)at + n;
+    }
+    return 0;
+}
+
+/* Of all of it but those digits. */
+static void hash_header(const uint8_t *header, uint64_t bytes, size_t at, char text[17]) {
+    const uint64_t first = chm_hash64(header, at);
+    snprintf(text, 17, "%016" PRIx64, chm_hash64_seed(header + at + 16, (size_t)bytes - at - 16, first));
+}
+
+bool chm_safetensors_sealed(const chm_safetensors *s) {
+    char text[17];
+    const size_t at = place_of_hash(s->header, s->header_bytes);
+    if (at) hash_header(s->header, s->header_bytes, at, text);
+    return at && !memcmp(s->header + at, text, 16);
+}
+
+void chm_safetensors_seal(uint8_t *header, uint64_t bytes) {
+    char text[17];
+    const size_t at = place_of_hash(header, bytes);
+    if (!at) return;
+    hash_header(header, bytes, at, text);
+    memcpy(header + at, text, 16);
+}
+
 /* ---- writing ---- */
 
 static int add_text(const char *buffer, size_t n, void *string) {
@@ -385,11 +423,11 @@ static int add_entry(const char *path, json_t *root, const char *name, const chm
 /* The zeros that bring byte `at` of the data to the next multiple of 64. */
 static int64_t padding(uint64_t at) { return (int64_t)((ALIGNMENT - at % ALIGNMENT) % ALIGNMENT); }
 
-int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
-                          const char *const *meta_key, const char *const *meta_value, int metas, bool align) {
+static int begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                 const char *const *meta_key, const char *const *meta_value, int metas, bool align,
+                 chm_st_produce produce, void *user) {
     static const uint8_t zeros[ALIGNMENT];
     chm_string text = {0};
-    uint8_t length[8];
     uint64_t at = 0;
     int status = CHM_OK;
     memset(writer, 0, sizeof *writer);
@@ -426,30 +464,32 @@ int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_ten
             if (status) goto out;
         }
     }
+    chm_string_add_bytes(&text, zeros, 8); /* the length, once it is known */
     if (json_dump_callback(root, add_text, &text, JSON_COMPACT)) {
         status = memory(path);
         goto out;
     }
     /* The data begins on a multiple of 8, or of 64; the format allows spaces after the header. */
     const size_t multiple = align ? ALIGNMENT : 8;
-    while ((8 + text.length) % multiple && !text.failed) chm_string_add_bytes(&text, " ", 1);
+    while (text.length % multiple && !text.failed) chm_string_add_bytes(&text, " ", 1);
     if (text.failed) {
         status = memory(path);
         goto out;
     }
-    if (text.length > HEADER_LIMIT) {
-        status = chm_fail(CHM_E_DATA, "%s: the header would have %zu bytes, readers take at most %d", path, text.length,
-                          (int)HEADER_LIMIT);
+    if (text.length - 8 > HEADER_LIMIT) {
+        status = chm_fail(CHM_E_DATA, "%s: the header would have %zu bytes, readers take at most %d", path,
+                          text.length - 8, (int)HEADER_LIMIT);
         goto out;
     }
-    for (int i = 0; i < 8; i++) length[i] = (uint8_t)((uint64_t)text.length >> 8 * i);
+    for (int i = 0; i < 8; i++) text.text[i] = (char)((uint64_t)(text.length - 8) >> 8 * i);
+    chm_safetensors_seal((uint8_t *)text.text, text.length);
     status = chm_writer_open(writer, path);
     if (status) goto out;
-    status = chm_writer_write(writer, length, sizeof length);
-    if (!status) status = chm_writer_write(writer, text.text, text.length);
+    status = chm_writer_write(writer, text.text, text.length);
     at = 0;
     for (int i = 0; i < count && !status; i++) {
-        status = chm_writer_write(writer, tensor[i].data, (size_t)tensor[i].bytes);
+        status = produce && !tensor[i].data ? produce(user, &tensor[i], writer)
+                                            : chm_writer_write(writer, tensor[i].data, (size_t)tensor[i].bytes);
         at += tensor[i].bytes;
         if (align && i + 1 < count && !status) {
             status = chm_writer_write(writer, zeros, (size_t)padding(at));
@@ -463,9 +503,21 @@ out:
     return status;
 }
 
+int chm_safetensors_begin(chm_writer *writer, const char *path, const chm_st_tensor *tensor, int count,
+                          const char *const *meta_key, const char *const *meta_value, int metas, bool align) {
+    return begin(writer, path, tensor, count, meta_key, meta_value, metas, align, NULL, NULL);
+}
+
 int chm_safetensors_write(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
                           const char *const *meta_value, int metas, bool align) {
     chm_writer writer;
     const int status = chm_safetensors_begin(&writer, path, tensor, count, meta_key, meta_value, metas, align);
+    return status ? status : chm_writer_commit(&writer);
+}
+
+int chm_safetensors_write_made(const char *path, const chm_st_tensor *tensor, int count, const char *const *meta_key,
+                               const char *const *meta_value, int metas, chm_st_produce produce, void *user) {
+    chm_writer writer;
+    const int status = begin(&writer, path, tensor, count, meta_key, meta_value, metas, false, produce, user);
     return status ? status : chm_writer_commit(&writer);
 }

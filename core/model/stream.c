@@ -23,16 +23,19 @@ int chm_card_options_from(const chm_runtime *r, const chm_overlay *overlay, stru
 int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool verify, chm_model **out) {
     struct chm_card_options options;
     chm_model *m = NULL;
+    const double begun = chm_now();
     *out = NULL;
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
     if ((status = chm_model_open(path, &r->registry, &options, verify, &m)) != CHM_OK) return status;
-    size_t repacked = 0;
-    if ((status = chm_model_repack(m, &r->kernels, r->pool, &repacked)) != CHM_OK) goto fail;
-    if (repacked > 0)
-        chm_log(CHM_LOG_DEBUG, "%s: codes repacked to t2, %.1f MB in memory: no kernel here is fast at their encoding",
-                path, (double)repacked / 1e6);
+    const double packing = chm_now();
+    if ((status = chm_model_repack(m, &r->kernels, r->pool, &m->repacked_bytes)) != CHM_OK) goto fail;
+    m->repack_seconds = m->repacked_bytes > 0 ? chm_now() - packing : 0;
+    if (m->repacked_bytes > 0) /* said where it is felt: every start pays for it again */
+        chm_log(m->repack_seconds < 0.1 ? CHM_LOG_DEBUG : CHM_LOG_INFO,
+                "%s: codes repacked to t2 in %.2f s and %.1f MB of memory: no kernel here is fast at their encoding",
+                path, m->repack_seconds, (double)m->repacked_bytes / 1e6);
     m->tokenizer = chm_alloc(sizeof(*m->tokenizer));
     if (m->tokenizer == NULL) {
         status = CHM_E_MEMORY;
@@ -45,6 +48,7 @@ int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool 
         goto fail;
     }
     chm_card_say_unused(m->card);
+    m->open_seconds = chm_now() - begun;
     *out = m;
     return CHM_OK;
 fail:
@@ -135,7 +139,36 @@ void chm_stream_close(chm_stream *s) {
     chm_free(s->position);
     chm_free(s->want);
     chm_free(s->logits);
+    chm_free(s->allow);
+    chm_free((void *)(uintptr_t)s->allowed.id);
     chm_free(s);
+}
+
+int chm_stream_allow(chm_stream *s, const int32_t *ids, int64_t n) {
+    const int64_t vocab = s->model->config->vocab;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return chm_fail(CHM_E_DATA, "token %d at index %lld of those allowed is not in the vocabulary 0..%lld",
+                            ids[i], (long long)i, (long long)vocab - 1);
+    if (n > 0 && s->allow == NULL) {
+        bool *allow = chm_alloc((size_t)vocab * sizeof(*allow));
+        int32_t *list = chm_alloc((size_t)vocab * sizeof(*list));
+        if (allow == NULL || list == NULL) {
+            chm_free(allow);
+            chm_free(list);
+            return CHM_E_MEMORY;
+        }
+        s->allow = allow;
+        s->allowed.id = list;
+    }
+    int32_t *list = (int32_t *)(uintptr_t)s->allowed.id;
+    s->allowed.count = 0;
+    if (n <= 0) return CHM_OK;
+    memset(s->allow, 0, (size_t)vocab * sizeof(*s->allow));
+    for (int64_t i = 0; i < n; i++) s->allow[ids[i]] = true;
+    for (int64_t id = 0; id < vocab; id++)
+        if (s->allow[id]) list[s->allowed.count++] = (int32_t)id;
+    return CHM_OK;
 }
 
 void chm_stream_restart(chm_stream *s) {
@@ -150,8 +183,12 @@ int chm_stream_fork(const chm_stream *s, chm_stream **out) {
     *out = NULL;
     if (s->broken) return chm_fail(CHM_E_CONFIG, "a stream whose last pass failed cannot be forked: restart it");
     chm_stream *t = NULL;
-    const int status = chm_stream_open(s->runtime, s->model, &t);
-    if (status != CHM_OK) return status;
+    int status = chm_stream_open(s->runtime, s->model, &t);
+    if (status == CHM_OK) status = chm_stream_allow(t, s->allowed.id, s->allowed.count);
+    if (status != CHM_OK) {
+        chm_stream_close(t);
+        return status;
+    }
     chm_stream_copy(&t->state, &s->state);
     t->state.position = s->state.position;
     t->have_logits = s->have_logits;
@@ -182,7 +219,7 @@ static int run_pass(chm_stream *s, const int32_t *ids, int64_t n, const bool *wa
     const chm_rows rows = {.count = n, .parent = s->parent, .position = s->position};
     int status = chm_context_begin(s->context, &rows, s->streams, 1, flags);
     if (status != CHM_OK) return status;
-    *logits = chm_model_forward(s->model, s->context, ids, want, &s->depth);
+    *logits = chm_model_forward(s->model, s->context, ids, want, &s->allowed, &s->depth);
     if ((status = chm_context_status(s->context)) != CHM_OK) return status;
     if (*logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model's forward gave no logits and no reason");
     return CHM_OK;

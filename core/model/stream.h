@@ -29,6 +29,9 @@ struct chm_stream {
     bool *want;
     int64_t tried; /* rows that chm_stream_accept may name; 0: none */
 
+    bool *allow;         /* [vocab]: what chm_stream_allow was given; NULL until then */
+    chm_id_list allowed; /* the same as a list, which has room for the vocabulary */
+
     chm_depth depth; /* the card's, and what came of it */
     float *logits;   /* [vocab] of the last row fed */
     bool have_logits;

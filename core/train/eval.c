@@ -78,7 +78,7 @@ static int score_document(const chm_score_request *q, chm_context *context, chm_
         const chm_rows rows = {.count = n, .parent = x->parent, .position = x->position};
         int status = chm_context_begin(context, &rows, streams, 1, CHM_PASS_COMMIT);
         if (status != CHM_OK) return status;
-        const chm_tensor *logits = chm_model_forward(q->model, context, x->token, NULL, &total->depth);
+        const chm_tensor *logits = chm_model_forward(q->model, context, x->token, NULL, NULL, &total->depth);
         if ((status = chm_context_status(context)) != CHM_OK) return status;
         if (logits == NULL || logits->rows != n || logits->width < vocab)
             return chm_fail(CHM_E_INTERNAL, "the model gave no logits for %lld rows", (long long)n);

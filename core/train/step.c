@@ -65,7 +65,7 @@ int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, 
     for (int64_t s = 0; slots != NULL && s < count; s++) slots[s] = &t->stream[t->pick[first + s]];
     if ((status = chm_context_begin(t->context, &pass, slots, (int)count, flags)) != CHM_OK) return status;
     chm_depth depth = {.passes = t->depth[first], .whole = true};
-    chm_tensor *logits = chm_model_forward(t->model, t->context, t->id, NULL, &depth);
+    chm_tensor *logits = chm_model_forward(t->model, t->context, t->id, NULL, NULL, &depth);
     if ((status = chm_context_status(t->context)) != CHM_OK) return status;
     if (logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model gave no logits");
     status = chm_cross_entropy(t->context, logits, t->target, t->model->config->vocab, scale, loss, targets);

@@ -347,7 +347,7 @@ static int begin(chm_trainer *t) {
     const double seconds = o->seconds > 0 || o->tokens > 0 ? o->seconds : t->run.budget;
     double step_seconds = 0, validation_seconds = 0;
     int status;
-    if ((status = chm_model_randomise(t->model, t->config->seed, t->pool)) != CHM_OK) return status;
+    if ((status = chm_model_randomise(t->model, t->config->seed)) != CHM_OK) return status;
     chm_score first = {0};
     if (o->validation_count > 0) {
         const double begun = chm_now();

@@ -72,9 +72,11 @@ typedef struct chm_overlay {
  * resolved: every value with its origin too. A refused card: CHM_E_CONFIG. */
 CHM_PUBLIC int chm_check(chm_runtime *r, const char *card, const chm_overlay *overlay, bool resolved, chm_output format,
                          FILE *out);
-/* Writes an untrained model. */
+/* Writes an untrained model, and of one with experts their file beside it. Takes the memory that the files take. */
 CHM_PUBLIC int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *overlay, uint64_t seed,
                               const char *path);
+/* What the card calls its model: files.weights; CHM_E_CONFIG where it says nothing. Free with chm_text_free. */
+CHM_PUBLIC int chm_weights_name(chm_runtime *r, const char *card, const chm_overlay *overlay, char **out);
 
 /* ---- tokenizers ----------------------------------------------------------------------------------------------------
  */
@@ -158,6 +160,31 @@ typedef struct chm_model chm_model;
 CHM_PUBLIC int chm_open(chm_runtime *r, const char *path, const chm_overlay *overlay, bool verify, chm_model **out);
 CHM_PUBLIC void chm_close(chm_model *m);
 CHM_PUBLIC int chm_inspect(chm_runtime *r, const char *path, bool verify, chm_output format, FILE *out);
+
+/* A model file in another form. */
+typedef struct chm_convert_options {
+    uint32_t size;
+    bool lossy;           /* take what does not fit as near as it goes, instead of refusing it by name */
+    const char *encoding; /* of ternary codes in a .b158: "t2", "t5", "sherry"; NULL: as they are (new ones: t5) */
+    const char *card;     /* the card that says what the tensors of a plain file are; NULL: the file says it */
+    const chm_overlay *overlay; /* over that card */
+    /* how another's checkpoint has its ternary matrices: "autobitlinear", "bitlinear" (packed; weight_scale multiplies,
+     * divides), "absmean" (master weights); NULL: it is none */
+    const char *import;
+} chm_convert_options;
+typedef struct chm_convert_result {
+    uint32_t size;
+    int32_t parameters;
+    int64_t weights;
+    int64_t fours, unfit, changed; /* into sherry: groups of four, those without exactly one zero, weights changed */
+    int32_t quantised;             /* parameters that were not on the grid of their form */
+    double rms_error;              /* of their weights, relative to the rms of these */
+} chm_convert_result;
+/* `in` is a .b158 or any other safetensors file, `out` is called .b158 or .safetensors: plain F32 tensors, by the names
+ * of the parameters, with the scales of ternary and int8 ones beside them so that all comes back to the byte. Between
+ * encodings no byte is lost either, but for sherry, which needs one zero in every four weights. Atomic. */
+CHM_PUBLIC int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_convert_options *options,
+                           chm_convert_result *result);
 CHM_PUBLIC int32_t chm_vocab(const chm_model *m);
 CHM_PUBLIC int32_t chm_end_of_text(const chm_model *m);
 /* Text <-> tokens. encode: writes at most cap ids, returns how many there are, < 0 on failure. decode: bytes of one id,
@@ -191,6 +218,11 @@ CHM_PUBLIC int chm_stream_feed_all(chm_stream *s, const int32_t *ids, int64_t n,
  * every row as feed_all. chm_stream_accept then advances along a path of those rows; feeding instead forgets them. */
 CHM_PUBLIC int chm_stream_try(chm_stream *s, const int32_t *ids, const int32_t *parent, int64_t n, float *logits);
 CHM_PUBLIC int chm_stream_accept(chm_stream *s, const int32_t *path, int64_t n);
+
+/* From the next pass on only these n tokens (any order) may come: their logits have the same bytes as ever, all others
+ * are -infinity, and only that part of the output matrix is read. chm_generate draws none but them; it may be called
+ * from its `emit`. n 0: all of the vocabulary again. A fork has the list of its stream, a saved one has none. */
+CHM_PUBLIC int chm_stream_allow(chm_stream *s, const int32_t *ids, int64_t n);
 
 /* What the members below may be; the card's generation section and the command accept the same. */
 #define CHM_TEMPERATURE_MAX    100
@@ -264,14 +296,24 @@ CHM_PUBLIC char *chm_kernels_used(chm_runtime *r);
 CHM_PUBLIC char *chm_kernels_training(chm_runtime *r);
 CHM_PUBLIC void chm_text_free(char *text);
 
+/* A model and the runtime to measure it in: another backend is another runtime, with a model opened in it. */
+typedef struct chm_bench_subject {
+    chm_runtime *runtime;
+    chm_model *model;
+} chm_bench_subject;
 typedef struct chm_bench_options {
     uint32_t size;
     int32_t repeats;                       /* 0: 5 */
     int64_t prefill_tokens, decode_tokens; /* 0: 256, 64 */
+    int32_t streams;                       /* most in one pass, 1..32; 0: 32 */
+    const char *compare;                   /* a report in JSON to set this one beside; NULL: none */
 } chm_bench_options;
-/* Rows prefill and decode: tokens_per_second (median of repeats), bytes_per_token, bandwidth_fraction (bytes per token
- * * rate / read bandwidth measured in the same run), kernels. */
-CHM_PUBLIC int chm_bench(chm_runtime *r, chm_model *m, const chm_bench_options *options, chm_output format, FILE *out);
+/* Every kind of work once in every repeat, so that what the machine does meanwhile meets all of them: a prompt,
+ * decoding with 1, 2 and 4 passes of the loop, several streams in one pass. Tokens a second (mean, deviation), bytes a
+ * token reads, the share of the read bandwidth and of the ternary kernel's peak, which are measured in the same run;
+ * and what the first model's card declares beside what was measured. */
+CHM_PUBLIC int chm_bench(const chm_bench_subject *subject, uint32_t subjects, const chm_bench_options *options,
+                         chm_output format, FILE *out);
 
 /* ---- synthetic tasks ------------------------------------------------------------------------------------------------
  */

@@ -73,6 +73,7 @@ static void mend_all(chm_string *file) {
         mend_hash(file, key, chm_hash64(s->tensor[i].data, s->tensor[i].bytes));
         chm_free(key);
     }
+    chm_safetensors_seal((uint8_t *)file->text, s->header_bytes);
     chm_safetensors_destroy(s);
 }
 
