@@ -26,6 +26,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #include <time.h>
 
 /* rms error / rms of the reference. f32 arithmetic over up to 256 terms; the delta rule's chunk form solves a 64 x 64
@@ -1454,6 +1458,9 @@ static const char *missing_feature(uint64_t needed) {
                              CHM_CPU_AVX_VNNI | CHM_CPU_AVX512_BF16 | CHM_CPU_AMX_INT8))
         return "a feature this program cannot detect";
     return NULL;
+#elif defined(__aarch64__) && defined(__linux__)
+    if ((needed & CHM_CPU_DOTPROD) && !(getauxval(AT_HWCAP) & HWCAP_ASIMDDP)) return "DotProd";
+    return needed & ~(uint64_t)(CHM_CPU_NEON | CHM_CPU_DOTPROD) ? "a feature this program cannot detect" : NULL;
 #else
     return needed != 0 ? "a feature this program cannot detect" : NULL;
 #endif

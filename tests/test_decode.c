@@ -344,6 +344,8 @@ static void threads_and_backends_give_the_same_bytes(void **state) {
         {"avx2", "avx_vnni"},
         {"avx512", ""},
         {"avx512", "avx512_vnni"},
+        {"neon", ""},
+        {"neon", "dotprod"},
 #ifndef __SANITIZE_THREAD__ /* no other threads, and slow */
         {"avx512_emulated", ""},
         {"avx2_emulated", ""},
@@ -382,7 +384,7 @@ static void threads_and_backends_give_the_same_bytes(void **state) {
         }
         unsetenv("CHIMERA_CPU_MASK");
     }
-    assert_true(runs >= (CHM_ARRAY_COUNT(machines) > 5 ? 16 : 4)); /* scalar, and what is chosen under each mask */
+    assert_true(runs >= (CHM_ARRAY_COUNT(machines) > 7 ? 16 : 4)); /* scalar, and what is chosen under each mask */
     chm_free(first);
 }
 
@@ -395,7 +397,7 @@ static void encodings_give_the_same_bytes(void **state) {
                                          "quantization.hgf_correction.enabled=true"};
     static const char *const encodings[] = {"quantization.encoding=t2", "quantization.encoding=t5",
                                             "quantization.encoding=sherry"};
-    static const char *const backends[] = {"scalar", "avx2", "avx512", "avx512_emulated", "amx_emulated"};
+    static const char *const backends[] = {"scalar", "avx2", "avx512", "avx512_emulated", "amx_emulated", "neon"};
     char *path = chm_format("%s/encoded.b158", scratch);
     int32_t ids[TEXT];
     test_text(ids);
