@@ -257,7 +257,7 @@ int64_t chm_ternary_unsound(const struct chm_ternary *w, int64_t tile0, int64_t 
             else if (w->encoding == CHM_ENCODING_T5 && i < supers)
                 sound = byte <= 248 && byte % 84 <= 80;
             else /* a 2-bit code 3 has both bits set */
-                sound = !(byte & byte >> 1 & 0x55);
+                sound = (byte & byte >> 1 & 0x55) == 0;
             if (!sound) return t * stride + i;
         }
     return -1;

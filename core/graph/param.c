@@ -106,7 +106,8 @@ void chm_param_row(const chm_param *p, int64_t row, float *out) {
         for (int64_t i = 0; i < t->in; i++) {
             if (i % (int64_t)sizeof code == 0) chm_ternary_codes(t, row, i, sizeof code, code);
             const uint8_t at = code[i % (int64_t)sizeof code];
-            out[i] = (float)(at - 1) * ((float)scales[64 + 16 * (i / t->group) + lane] * row_scale);
+            const int64_t group = i / t->group;
+            out[i] = (float)(at - 1) * ((float)scales[64 + 16 * group + lane] * row_scale);
         }
         break;
     }

@@ -62,7 +62,7 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
 bool chm_b158_is_encoding(const char *key);
 /* Declares *p (zeros) as entry `meta` of the file's metadata, one of those, says: name (which stays the file's),
  * format, shape and stored encoding. *group is the one of all ternary parameters, 0 until one is met. */
-int chm_b158_describe(const char *name, const chm_safetensors *file, int meta, chm_param *p, int64_t *group);
+int chm_b158_describe(const char *path, const chm_safetensors *file, int meta, chm_param *p, int64_t *group);
 const char *chm_b158_form(const chm_param *p); /* "t5", "i8", "f32" */
 /* What is written under that key, in the arena; NULL: out of memory */
 const char *chm_b158_encoding(chm_arena *arena, const chm_param *p);

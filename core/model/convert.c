@@ -319,7 +319,8 @@ static int64_t hidden_code(const chm_param *p) {
         memcpy(&row_scale, scales + 4 * (o % 16), sizeof row_scale);
         for (int64_t b = 0; b < chm_ternary_blocks(w->in); b++) {
             uint8_t code[64];
-            if ((float)scales[64 + 16 * (64 * b / w->group) + o % 16] * row_scale != 0) continue;
+            const int64_t group = 64 * b / w->group;
+            if ((float)scales[64 + 16 * group + o % 16] * row_scale != 0) continue;
             chm_ternary_codes(w, o, 64 * b, 64, code);
             for (int64_t i = 0; i < CHM_MIN(64, w->in - 64 * b); i++)
                 if (code[i] != 1) return o;

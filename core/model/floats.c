@@ -96,7 +96,8 @@ static bool sane(float scale) { return scale >= 0 && scale <= FLT_MAX / 256; }
 static bool fits(const float *w, int64_t in, int64_t group, float row_scale, const uint8_t *record, uint8_t *code) {
     if (!sane(row_scale)) return false;
     for (int64_t i = 0; i < in; i++) {
-        const float scale = (float)record[TILE * (i / group)] * row_scale;
+        const int64_t g = i / group;
+        const float scale = (float)record[TILE * g] * row_scale;
         code[i] = (uint8_t)(1 + (w[i] > 0) - (w[i] < 0));
         if ((float)(code[i] - 1) * scale != w[i]) return false;
     }

@@ -106,11 +106,13 @@ ALWAYS_INLINE void tile_matmul(const int32_t encoding, const struct chm_ternary 
     const int64_t blocks = chm_ternary_blocks(w->in), each = chm_ternary_superblock(encoding);
     const int64_t code_stride = chm_ternary_code_stride(encoding, w->in);
     const int64_t stride = chm_ternary_scale_stride(w->in, w->group);
-    struct config config __attribute__((aligned(64))) = {.palette = 1};
+    struct config config __attribute__((aligned(64)));
     bytes_of bytes[MOST_FIELDS] __attribute__((aligned(64)));
     int32_t sums[TILE_ROWS][16] __attribute__((aligned(64)));
     int8_t copy[TILE_ROWS][64] __attribute__((aligned(64)));
     float acc[CHUNK_ROWS][16] __attribute__((aligned(64))), scale[16];
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
     for (int t = SUMS; t <= CODES; t++) {
         config.rows[t] = TILE_ROWS;
         config.row_bytes[t] = 64;

@@ -414,9 +414,10 @@ static inline void portable_ternarise(const float *w, int64_t out, int64_t in, i
                 const int64_t row = 16 * tile + r;
                 uint8_t code[64];
                 memset(code, 1, sizeof code);
+                const int64_t g = 64 * b / group;
                 if (row < out)
                     portable_ternarise_block(w + row * in, in, 64 * b, sparse,
-                                             (float)record[64 + 16 * (64 * b / group) + r] * row_scale[r], code,
+                                             (float)record[64 + 16 * g + r] * row_scale[r], code,
                                              dequant != NULL ? dequant + row * in : NULL);
                 for (int j = 0; j < 16; j++) {
                     const int shift = b < 4 * full ? 2 * (int)(b % 4) : 2 * (j / 4);
