@@ -333,15 +333,6 @@ CHECK(quantise) {
     release(run);
 }
 
-typedef void (*ternary_kernel)(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
-                               const struct chm_activation *x, float *y, int64_t ldy);
-
-static ternary_kernel ternary_of(const struct chm_kernels *k, int32_t encoding) {
-    return encoding == CHM_ENCODING_T5       ? k->t5_matmul
-           : encoding == CHM_ENCODING_SHERRY ? k->sherry_matmul
-                                             : k->t2_matmul;
-}
-
 static void check_ternary(struct run *run, int32_t encoding, const struct chm_kernels *scalar,
                           const struct chm_kernels *k, int64_t out, int64_t in, int64_t rows, int64_t group,
                           enum fill kind) {
@@ -350,10 +341,10 @@ static void check_ternary(struct run *run, int32_t encoding, const struct chm_ke
     const int64_t ldy = out + 3, tiles = chm_ternary_tiles(out);
     float *y = take_floats(run, rows * ldy), *want = take_floats(run, rows * ldy);
     const int64_t tile0 = tiles > 2 ? 1 : 0; /* a range that begins in the middle */
-    ternary_of(k, encoding)(&w, tile0, tiles, &x, y, ldy);
+    chm_ternary_kernel(k, encoding)(&w, tile0, tiles, &x, y, ldy);
     gaps_intact(run, y, rows, ldy, 16 * tile0, out);
     if (k != scalar) {
-        ternary_of(scalar, encoding)(&w, tile0, tiles, &x, want, ldy);
+        chm_ternary_kernel(scalar, encoding)(&w, tile0, tiles, &x, want, ldy);
         same_floats(run, y, want, rows * ldy, "out %lld, in %lld, rows %lld, group %lld, %s", (long long)out,
                     (long long)in, (long long)rows, (long long)group, fill_name[kind]);
     }
@@ -1571,7 +1562,7 @@ static void bench_quantise(const struct chm_kernels *k, const struct bench *b) {
     k->quantise(at.x, b->a, b->b, (int8_t *)at.y, at.z, (int32_t *)at.w);
 }
 static void bench_ternary(const struct chm_kernels *k, const struct bench *b) {
-    ternary_of(k, at.ternary.encoding)(&at.ternary, 0, chm_ternary_tiles(b->a), &at.activation, at.y, b->a);
+    chm_ternary_kernel(k, at.ternary.encoding)(&at.ternary, 0, chm_ternary_tiles(b->a), &at.activation, at.y, b->a);
 }
 static void bench_int8(const struct chm_kernels *k, const struct bench *b) {
     k->int8_matmul(&at.int8, 0, b->a, &at.activation, at.y, b->a);
@@ -1700,35 +1691,19 @@ static void bench_attend_backward(const struct chm_kernels *k, const struct benc
 #define READ_MACS(n, d)     (2.0 * (n) * (d) * (d) + 2.0 * (n) * (n) * (d))
 #define BACKWARD_MACS(n, d) (7.0 * (n) * (d) * (d) + 5.5 * (n) * (n) * (d))
 
+#define TERNARY_SHAPE(slot, out, in, rows)                                                                             \
+    B(#slot " " #out "x" #in " rows " #rows, slot, bench_ternary, out, in, rows, (double)(rows) * (out) * (in)*1e-9,   \
+      "GMAC/s")
+#define TERNARY(slot)                                                                                                  \
+    TERNARY_SHAPE(slot, 512, 192, 1), TERNARY_SHAPE(slot, 512, 192, 4), TERNARY_SHAPE(slot, 512, 192, 64),             \
+        TERNARY_SHAPE(slot, 2560, 2560, 1), TERNARY_SHAPE(slot, 2560, 2560, 2), TERNARY_SHAPE(slot, 2560, 2560, 3),    \
+        TERNARY_SHAPE(slot, 2560, 2560, 4), TERNARY_SHAPE(slot, 2560, 2560, 64), TERNARY_SHAPE(slot, 27648, 6912, 1)
+
 static const struct bench benches[] = {
     B("quantise 64x2560", quantise, bench_quantise, 64, 2560, 0, 64 * 2560 * 4e-9, "GB/s in"),
-    B("t2_matmul 512x192 rows 1", t2_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
-    B("t2_matmul 512x192 rows 4", t2_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
-    B("t2_matmul 512x192 rows 64", t2_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
-    B("t2_matmul 2560x2560 rows 1", t2_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
-    B("t2_matmul 2560x2560 rows 2", t2_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
-    B("t2_matmul 2560x2560 rows 3", t2_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
-    B("t2_matmul 2560x2560 rows 4", t2_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
-    B("t2_matmul 2560x2560 rows 64", t2_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
-    B("t2_matmul 27648x6912 rows 1", t2_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9, "GMAC/s"),
-    B("t5_matmul 512x192 rows 1", t5_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
-    B("t5_matmul 512x192 rows 4", t5_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
-    B("t5_matmul 512x192 rows 64", t5_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
-    B("t5_matmul 2560x2560 rows 1", t5_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
-    B("t5_matmul 2560x2560 rows 2", t5_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
-    B("t5_matmul 2560x2560 rows 3", t5_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
-    B("t5_matmul 2560x2560 rows 4", t5_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
-    B("t5_matmul 2560x2560 rows 64", t5_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
-    B("t5_matmul 27648x6912 rows 1", t5_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9, "GMAC/s"),
-    B("sherry_matmul 512x192 rows 1", sherry_matmul, bench_ternary, 512, 192, 1, 512 * 192e-9, "GMAC/s"),
-    B("sherry_matmul 512x192 rows 4", sherry_matmul, bench_ternary, 512, 192, 4, 4 * 512 * 192e-9, "GMAC/s"),
-    B("sherry_matmul 512x192 rows 64", sherry_matmul, bench_ternary, 512, 192, 64, 64 * 512 * 192e-9, "GMAC/s"),
-    B("sherry_matmul 2560x2560 rows 1", sherry_matmul, bench_ternary, 2560, 2560, 1, 2560 * 2560e-9, "GMAC/s"),
-    B("sherry_matmul 2560x2560 rows 2", sherry_matmul, bench_ternary, 2560, 2560, 2, 2 * 2560 * 2560e-9, "GMAC/s"),
-    B("sherry_matmul 2560x2560 rows 3", sherry_matmul, bench_ternary, 2560, 2560, 3, 3 * 2560 * 2560e-9, "GMAC/s"),
-    B("sherry_matmul 2560x2560 rows 4", sherry_matmul, bench_ternary, 2560, 2560, 4, 4 * 2560 * 2560e-9, "GMAC/s"),
-    B("sherry_matmul 2560x2560 rows 64", sherry_matmul, bench_ternary, 2560, 2560, 64, 64 * 2560 * 2560e-9, "GMAC/s"),
-    B("sherry_matmul 27648x6912 rows 1", sherry_matmul, bench_ternary, 27648, 6912, 1, 27648 * 6912e-9, "GMAC/s"),
+    TERNARY(t2_matmul),
+    TERNARY(t5_matmul),
+    TERNARY(sherry_matmul),
     B("int8_matmul 256x192 rows 1", int8_matmul, bench_int8, 256, 192, 1, 256 * 192e-9, "GMAC/s"),
     B("int8_matmul 256x192 rows 64", int8_matmul, bench_int8, 256, 192, 64, 64 * 256 * 192e-9, "GMAC/s"),
     B("int8_matmul 16384x2560 rows 1", int8_matmul, bench_int8, 16384, 2560, 1, 16384 * 2560e-9, "GB/s"),

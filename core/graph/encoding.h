@@ -10,14 +10,6 @@
 const char *chm_encoding_name(int32_t encoding);       /* "t2" */
 int32_t chm_encoding_find(const char *name, size_t n); /* of the first n bytes; -1: none is called so */
 
-typedef void (*chm_ternary_product)(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
-                                    const struct chm_activation *x, float *y, int64_t ldy);
-static inline chm_ternary_product chm_ternary_kernel(const struct chm_kernels *k, int32_t encoding) {
-    return encoding == CHM_ENCODING_T5       ? k->t5_matmul
-           : encoding == CHM_ENCODING_SHERRY ? k->sherry_matmul
-                                             : k->t2_matmul;
-}
-
 /* Where a matrix cannot take a form: the row and the first of four inputs of which not exactly one is 0. */
 struct chm_misfit {
     int64_t row, input, quads; /* quads: how many there are */

@@ -374,6 +374,14 @@ struct chm_kernels {
                           float *y, int64_t ldy);
     void *reserved_slots[24];
 };
+/* the product for codes in an encoding */
+typedef void (*chm_ternary_product)(const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                                    const struct chm_activation *x, float *y, int64_t ldy);
+static inline chm_ternary_product chm_ternary_kernel(const struct chm_kernels *k, int32_t encoding) {
+    return encoding == CHM_ENCODING_T5       ? k->t5_matmul
+           : encoding == CHM_ENCODING_SHERRY ? k->sherry_matmul
+                                             : k->t2_matmul;
+}
 /* scratch floats of the two attention chunk kernels */
 static inline size_t chm_attend_scratch(int64_t dk, int64_t dv) {
     return (size_t)(64 * 64 * 2 + 64 * (dk + dv) * 2 + 64 * 8);

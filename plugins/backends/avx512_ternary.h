@@ -339,23 +339,7 @@ ALWAYS_INLINE void stream_rows(const int32_t encoding, const struct chm_ternary 
     }                                                                                                                  \
     static void name##_matmul(const struct chm_ternary *w, int64_t tile0, int64_t tile1,                               \
                               const struct chm_activation *x, float *y, int64_t ldy) {                                 \
-        static const kernel of_rows[] = {name##_rows1, name##_rows2, name##_rows3, name##_rows4};                      \
-        by_rows(of_rows, chm_ternary_code_stride(encoding, w->in), w, tile0, tile1, x, y, ldy);                        \
+        static const chm_ternary_product of_rows[] = {name##_rows1, name##_rows2, name##_rows3, name##_rows4};         \
+        portable_by_rows(of_rows, MOST_ROWS, BAND_BYTES, chm_ternary_code_stride(encoding, w->in), w, tile0, tile1, x, \
+                         y, ldy);                                                                                      \
     }
-
-typedef void (*kernel)(const struct chm_ternary *w, int64_t tile0, int64_t tile1, const struct chm_activation *x,
-                       float *y, int64_t ldy);
-
-static void by_rows(const kernel of_rows[MOST_ROWS], int64_t code_stride, const struct chm_ternary *w, int64_t tile0,
-                    int64_t tile1, const struct chm_activation *x, float *y, int64_t ldy) {
-    const int64_t band = x->rows > MOST_ROWS ? portable_max(BAND_BYTES / code_stride, 1) : tile1 - tile0;
-    for (int64_t t = tile0; t < tile1; t += band)
-        for (int64_t r = 0; r < x->rows; r += MOST_ROWS) {
-            struct chm_activation some = *x;
-            some.q += 64 * r * x->blocks;
-            some.scale += r * x->blocks;
-            some.sum += r * x->blocks;
-            some.rows = portable_min(MOST_ROWS, x->rows - r);
-            of_rows[some.rows - 1](w, t, portable_min(t + band, tile1), &some, y + r * ldy, ldy);
-        }
-}

@@ -291,6 +291,23 @@ static inline void portable_sherry_matmul(const struct chm_ternary *w, int64_t t
     portable_ternary_matmul(CHM_ENCODING_SHERRY, w, tile0, tile1, x, y, ldy);
 }
 
+/* A product of 1 to `most` rows at a time: of_rows[n - 1] takes n. More rows than that go over a band of tiles whose
+ * codes, band_bytes of them, a cache holds meanwhile, so that they come from memory once. */
+static inline void portable_by_rows(const chm_ternary_product *of_rows, int64_t most, int64_t band_bytes,
+                                    int64_t code_stride, const struct chm_ternary *w, int64_t tile0, int64_t tile1,
+                                    const struct chm_activation *x, float *y, int64_t ldy) {
+    const int64_t band = x->rows > most ? portable_max(band_bytes / code_stride, 1) : tile1 - tile0;
+    for (int64_t t = tile0; t < tile1; t += band)
+        for (int64_t r = 0; r < x->rows; r += most) {
+            struct chm_activation some = *x;
+            some.q += 64 * r * x->blocks;
+            some.scale += r * x->blocks;
+            some.sum += r * x->blocks;
+            some.rows = portable_min(most, x->rows - r);
+            of_rows[some.rows - 1](w, t, portable_min(t + band, tile1), &some, y + r * ldy, ldy);
+        }
+}
+
 static inline void portable_int8_matmul(const struct chm_int8_matrix *w, int64_t out0, int64_t out1,
                                         const struct chm_activation *x, float *y, int64_t ldy) {
     for (int64_t o = out0; o < out1; o++) {
