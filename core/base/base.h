@@ -42,6 +42,7 @@ void chm_log(enum chm_log_level level, const char *format, ...) CHM_PRINTF(2, 3)
 /* ---- memory: every allocation of libchimera goes through these, so that tests can fail each in turn ---- */
 /* What is larger than all that is available is refused: the system would grant it, and end the process later. */
 void *chm_alloc(size_t bytes);            /* zeroed; sets the error sentence and returns NULL */
+enum { CHM_HUGE_FROM = 8 << 20 };         /* bytes from which memory and mapped files ask for pages of 2 MiB */
 void *chm_alloc_aligned(size_t bytes);    /* zeroed, 64-byte aligned; release with chm_free */
 void *chm_realloc(void *p, size_t bytes); /* not for aligned blocks; new bytes undefined */
 char *chm_strdup(const char *s);

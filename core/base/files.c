@@ -12,8 +12,6 @@
 
 /* ---- reading ---- */
 
-enum { HUGE_FROM = 8 << 20 };
-
 int chm_map_open(chm_map *m, const char *path) {
     int status = CHM_OK;
     struct stat st;
@@ -36,7 +34,7 @@ int chm_map_open(chm_map *m, const char *path) {
         }
         /* Where the system can: pages of megabytes, which a stream of weights crosses less often. What is in its cache
          * in small pages already stays in those. No is an answer. */
-        if (st.st_size >= HUGE_FROM) madvise(p, (size_t)st.st_size, MADV_HUGEPAGE);
+        if (st.st_size >= CHM_HUGE_FROM) madvise(p, (size_t)st.st_size, MADV_HUGEPAGE);
         m->mapping = p;
         m->data = p;
         m->size = (uint64_t)st.st_size;
@@ -164,7 +162,7 @@ int chm_writer_commit(chm_writer *w) {
     /* What was written lies in the system's cache in small pages. Left there, a large file would be mapped in those
      * from now on; dropped, it is read back in large ones (chm_map_open), and weights stream a tenth to a fifth faster.
      */
-    if (!bad && w->temporary && ftello(w->file) >= HUGE_FROM)
+    if (!bad && w->temporary && ftello(w->file) >= CHM_HUGE_FROM)
         (void)posix_fadvise(fileno(w->file), 0, 0, POSIX_FADV_DONTNEED);
     if (fclose(w->file) && !bad) {
         bad = true;
