@@ -107,16 +107,21 @@ static int stored_codes(const char *path, chm_arena *arena, const chm_param *p, 
     return misfit.quads ? chm_b158_unfit(path, p->name, &misfit) : CHM_OK;
 }
 
-static const void *stored(const chm_param *p, int piece) {
+/* Where the bytes of a piece are. */
+static int stored(const char *path, chm_arena *arena, const chm_param *p, int piece, const void **out) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        return p->ternary.scales;
+        if (piece == 0) return stored_codes(path, arena, p, out);
+        *out = p->ternary.scales;
+        return CHM_OK;
     case CHM_FORMAT_INT8:
-        return piece == 0 ? (const void *)p->int8.q : p->int8.scale;
+        *out = piece == 0 ? (const void *)p->int8.q : p->int8.scale;
+        return CHM_OK;
     case CHM_FORMAT_F32:
         break;
     }
-    return p->value;
+    *out = p->value;
+    return CHM_OK;
 }
 
 struct entry {
@@ -195,8 +200,8 @@ int chm_b158_begin(chm_writer *writer, const char *path, chm_param *const *param
             t->dtype = piece[j].dtype;
             t->rank = piece[j].rank;
             memcpy(t->shape, piece[j].shape, sizeof t->shape);
-            const void *data = stored(p, j);
-            if (p->format == CHM_FORMAT_TERNARY && j == 0) status = stored_codes(path, &arena, p, &data);
+            const void *data;
+            status = stored(path, &arena, p, j, &data);
             if (status) goto out;
             t->data = data;
             t->bytes = chm_st_dtype_bytes(t->dtype);

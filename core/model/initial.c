@@ -123,24 +123,21 @@ int chm_model_init(chm_model *m, uint64_t seed, const struct chm_kernels *k, chm
         size_t used = 0;
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
-            const bool packed = p->format != CHM_FORMAT_F32;
-            const size_t first = packed ? (chm_param_code_bytes(p, p->stored) + 63) & ~(size_t)63
-                                        : ((size_t)p->count * sizeof(float) + 63) & ~(size_t)63;
-            const size_t second = packed ? chm_param_scale_bytes(p, p->ternary.group) : 0;
-            if (packed)
-                job.scratch_bytes = CHM_MAX(job.scratch_bytes,
-                                            value_bytes(p) + (size_t)chm_ternary_code_stride(CHM_ENCODING_T2, p->in));
-            uint8_t *at = pass ? (uint8_t *)m->storage + used : NULL;
-            used += first + second;
-            if (pass && p->format == CHM_FORMAT_TERNARY) {
-                p->ternary.codes = at;
-                p->ternary.scales = at + first;
+            if (p->format == CHM_FORMAT_F32) {
+                p->value = chm_carve(m->storage, &used, (size_t)p->count * sizeof(float));
+                continue;
+            }
+            void *codes = chm_carve(m->storage, &used, chm_param_code_bytes(p, p->stored));
+            void *scales = chm_carve(m->storage, &used, chm_param_scale_bytes(p, p->ternary.group));
+            job.scratch_bytes =
+                CHM_MAX(job.scratch_bytes, value_bytes(p) + (size_t)chm_ternary_code_stride(CHM_ENCODING_T2, p->in));
+            if (p->format == CHM_FORMAT_TERNARY) {
+                p->ternary.codes = codes;
+                p->ternary.scales = scales;
                 p->ternary.encoding = p->stored;
-            } else if (pass && p->format == CHM_FORMAT_INT8) {
-                p->int8.q = (int8_t *)at;
-                p->int8.scale = (float *)(void *)(at + first);
-            } else if (pass) {
-                p->value = (float *)(void *)at;
+            } else {
+                p->int8.q = codes;
+                p->int8.scale = scales;
             }
         }
         if (pass) break;

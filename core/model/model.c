@@ -374,8 +374,7 @@ void chm_model_destroy(chm_model *m) {
     chm_free(m);
 }
 
-/* The next piece of the storage; NULL while there is none and only its size is asked. */
-static void *carve(uint8_t *storage, size_t *used, size_t bytes) {
+void *chm_carve(uint8_t *storage, size_t *used, size_t bytes) {
     void *p = storage ? storage + *used : NULL;
     *used += (bytes + 63) & ~(size_t)63;
     return p;
@@ -388,12 +387,12 @@ int chm_model_allocate(chm_model *m) {
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
             const size_t bytes = (size_t)p->count * sizeof(float);
-            float *value = carve(at, &used, bytes), *grad = carve(at, &used, bytes), *dequant = NULL;
+            float *value = chm_carve(at, &used, bytes), *grad = chm_carve(at, &used, bytes), *dequant = NULL;
             void *codes = NULL, *scales = NULL;
             if (p->format != CHM_FORMAT_F32) {
-                dequant = carve(at, &used, bytes);
-                codes = carve(at, &used, chm_param_code_bytes(p, CHM_ENCODING_T2));
-                scales = carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
+                dequant = chm_carve(at, &used, bytes);
+                codes = chm_carve(at, &used, chm_param_code_bytes(p, CHM_ENCODING_T2));
+                scales = chm_carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
             }
             if (!pass) continue;
             p->value = value;

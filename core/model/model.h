@@ -64,6 +64,8 @@ int chm_model_create(chm_card *card, const chm_registry *registry, chm_model **o
 /* One layer alone, as mixer[0]: no embedding, no head. The card is taken over all the same. */
 int chm_model_create_layer(chm_card *card, const chm_registry *registry, const char *plugin, chm_model **out);
 void chm_model_destroy(chm_model *m);
+/* The next piece of a storage, 64-byte aligned; NULL while there is none and only its size is asked. */
+void *chm_carve(uint8_t *storage, size_t *used, size_t bytes);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
 /* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */

@@ -176,18 +176,15 @@ static void repack_tiles(void *arg, int64_t begin, int64_t end, int worker) {
 int chm_model_repack(chm_model *m, const chm_kernel_choice *kernels, chm_pool *pool, size_t *bytes) {
     size_t used = 0;
     for (int pass = 0; pass < 2; pass++) {
-        uint8_t *at = m->storage;
         used = 0;
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
             if (p->format != CHM_FORMAT_TERNARY || well_served(kernels, p->ternary.encoding)) continue;
-            if (pass) {
-                const struct repacking r = {&p->ternary, at + used};
-                chm_parallel(pool, chm_ternary_tiles(p->out), 16, repack_tiles, (void *)(uintptr_t)&r);
-                p->ternary.codes = r.to;
-                p->ternary.encoding = CHM_ENCODING_T2;
-            }
-            used += chm_param_code_bytes(p, CHM_ENCODING_T2);
+            struct repacking r = {&p->ternary, chm_carve(m->storage, &used, chm_param_code_bytes(p, CHM_ENCODING_T2))};
+            if (!r.to) continue;
+            chm_parallel(pool, chm_ternary_tiles(p->out), 16, repack_tiles, &r);
+            p->ternary.codes = r.to;
+            p->ternary.encoding = CHM_ENCODING_T2;
         }
         if (pass || used == 0) break;
         m->storage = chm_alloc_aligned(used);
