@@ -4,6 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* " (its card says 30 MB a stream)", or nothing. */
+static const char *stated(const chm_stream *stream, char text[64]) {
+    const size_t bytes = chm_stream_stated_bytes(stream);
+    snprintf(text, 64, bytes ? " (its card says %g MB a stream)" : "", (double)bytes / 1e6);
+    return text;
+}
+
 const struct cli_command cli_state = {
     .name = "state",
     .arguments = "",
@@ -26,7 +33,7 @@ static const struct cli_example save_examples[] = {
 };
 
 static int run_save(struct cli *c) {
-    char *text = NULL;
+    char *text = NULL, declared[64];
     size_t bytes = 0;
     chm_model *model = NULL;
     chm_stream *stream = NULL;
@@ -39,8 +46,8 @@ static int run_save(struct cli *c) {
     if (status == CHM_OK) status = chm_stream_read(stream, text, bytes);
     if (status == CHM_OK) status = chm_stream_save(stream, cli_get(c, "out")->text);
     if (cli_report(status) == CHM_OK)
-        cli_message(c, "%s: %zu bytes of state after %lld tokens", cli_get(c, "out")->text, chm_stream_bytes(stream),
-                    (long long)chm_stream_position(stream));
+        cli_message(c, "%s: a stream after %lld tokens, %zu bytes of state%s", cli_get(c, "out")->text,
+                    (long long)chm_stream_position(stream), chm_stream_bytes(stream), stated(stream, declared));
 out:
     chm_stream_close(stream);
     chm_close(model);
@@ -70,14 +77,15 @@ static const struct cli_example load_examples[] = {
 };
 
 static int run_load(struct cli *c) {
+    char declared[64];
     chm_model *model = NULL;
     chm_stream *stream = NULL;
     int status = cli_open_model(c, 0, &model);
     if (status != CHM_OK) return status;
     status = cli_report(chm_stream_load(c->runtime, model, c->arguments[1], &stream));
     if (status == CHM_OK)
-        printf("%s: a stream of %s after %lld tokens, %zu bytes\n", c->arguments[1], c->arguments[0],
-               (long long)chm_stream_position(stream), chm_stream_bytes(stream));
+        printf("%s: a stream of %s after %lld tokens, %zu bytes of state%s\n", c->arguments[1], c->arguments[0],
+               (long long)chm_stream_position(stream), chm_stream_bytes(stream), stated(stream, declared));
     chm_stream_close(stream);
     chm_close(model);
     return status;

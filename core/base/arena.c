@@ -38,7 +38,7 @@ void *chm_arena_take(chm_arena *a, size_t bytes) {
         chm_fail(CHM_E_MEMORY, "out of memory: %zu bytes asked of an arena", bytes);
         return NULL;
     }
-    bytes = bytes ? (bytes + 63) & ~(size_t)63 : 64;
+    bytes = bytes ? chm_align64(bytes) : 64;
     if (a->limit && bytes > a->limit - CHM_MIN(a->used, a->limit)) {
         chm_fail(CHM_E_MEMORY, "memory limit reached: %zu bytes more than the %zu of %zu in use", bytes, a->used,
                  a->limit);

@@ -15,6 +15,9 @@
 #define CHM_MIN(a, b)      ((a) < (b) ? (a) : (b))
 #define CHM_MAX(a, b)      ((a) > (b) ? (a) : (b))
 
+/* Bytes up to the next cache line: how everything aligned is laid out. */
+static inline size_t chm_align64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
 /* ---- errors: one sentence per thread, kept until the next failure ---- */
 /* Records "format" as this thread's sentence and returns status. Arguments may come from anywhere: what a terminal
  * would obey, a newline too, becomes '?' (chm_printable). */

@@ -95,7 +95,7 @@ void *chm_alloc_aligned(size_t bytes) {
     if (bytes <= SIZE_MAX - 64) {
         /* what is large is read in long sweeps: in pages of 2 MiB, where the system gives them */
         enum { HUGE_PAGE = 2 << 20 };
-        size_t rounded = bytes ? (bytes + 63) & ~(size_t)63 : 64;
+        size_t rounded = bytes ? chm_align64(bytes) : 64;
         if (allowed() && posix_memalign(&p, rounded >= CHM_HUGE_FROM ? HUGE_PAGE : 64, rounded) != 0) p = NULL;
         if (p && rounded >= CHM_HUGE_FROM) madvise(p, rounded, MADV_HUGEPAGE);
         if (p) memset(p, 0, rounded);

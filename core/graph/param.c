@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-static size_t round64(size_t n) { return (n + 63) & ~(size_t)63; }
-
 size_t chm_param_code_bytes(const chm_param *p, int32_t encoding) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
@@ -20,9 +18,9 @@ size_t chm_param_code_bytes(const chm_param *p, int32_t encoding) {
 size_t chm_param_scale_bytes(const chm_param *p, int64_t group) {
     switch (p->format) {
     case CHM_FORMAT_TERNARY:
-        return round64((size_t)(chm_ternary_tiles(p->out) * chm_ternary_scale_stride(p->in, group)));
+        return chm_align64((size_t)(chm_ternary_tiles(p->out) * chm_ternary_scale_stride(p->in, group)));
     case CHM_FORMAT_INT8:
-        return round64((size_t)p->out * sizeof(float));
+        return chm_align64((size_t)p->out * sizeof(float));
     case CHM_FORMAT_F32:
         break;
     }

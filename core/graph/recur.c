@@ -85,8 +85,6 @@ static void clear_states(const chm_context *c, const chm_logged *l, void *const 
     for (uint32_t i = 0; i < l->recurrence->n_states; i++) memset(state[i], 0, item_of(c, l, i)->head_bytes);
 }
 
-static size_t align64(size_t n) { return (n + 63) & ~(size_t)63; }
-
 static size_t head_state_bytes(const chm_context *c, const chm_logged *l) {
     size_t bytes = 0;
     for (uint32_t i = 0; i < l->recurrence->n_states; i++) bytes += item_of(c, l, i)->head_bytes;
@@ -98,7 +96,7 @@ static size_t plugin_scratch(const chm_context *c, const chm_logged *l, int64_t 
     chm_head h;
     fill_head(c, l, 0, &h);
     h.rows = rows;
-    return align64(l->recurrence->scratch_bytes(&h)) + 64;
+    return chm_align64(l->recurrence->scratch_bytes(&h)) + 64;
 }
 
 static int64_t chunk_limit(const chm_logged *l) {
@@ -246,7 +244,7 @@ static int plan_chunks(chm_context *c, chm_logged *l) {
         chm_head h;
         fill_head(c, l, 0, &h);
         h.rows = limit;
-        l->saved_bytes = align64(l->recurrence->saved_bytes(&h));
+        l->saved_bytes = chm_align64(l->recurrence->saved_bytes(&h));
         l->saved = chm_take(c, (size_t)(l->chunks * l->heads) * l->saved_bytes);
     }
     return c->status;

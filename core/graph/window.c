@@ -382,7 +382,7 @@ static int save_room(chm_context *c, const struct look_job *job, const chm_windo
     for (int64_t k = 0; k < c->chains; k++) {
         look->saved_first[k] = bytes;
         h.rows = c->chain[k].count;
-        bytes += ((w->saved_bytes(&h) + 63) & ~(size_t)63) * (size_t)h.heads;
+        bytes += chm_align64(w->saved_bytes(&h)) * (size_t)h.heads;
     }
     look->saved_first[c->chains] = bytes;
     look->saved = chm_take(c, bytes + 64);
@@ -421,7 +421,7 @@ chm_tensor *chm_op_look(chm_graph *g, const chm_window *w, const void *layer, ch
         job.list_bytes += (size_t)item->shape[0] * sizeof(float *);
         seen += (double)(item->shape[0] * item->shape[1]);
     }
-    job.list_bytes = (job.list_bytes + 63) & ~(size_t)63;
+    job.list_bytes = chm_align64(job.list_bytes);
     chm_head h;
     fill_head(&job, 0, &h);
     if (chm_need_scratch(c, job.list_bytes + (w->scratch_bytes ? w->scratch_bytes(&h) : 0) + 64)) return NULL;

@@ -105,7 +105,7 @@ static int count_state(chm_declare *d, const char *name, enum chm_dtype type, in
             return -1;
         }
     }
-    c->state_bytes += (size_t)heads * ((elements * chm_dtype_bytes(type) + 63) & ~(size_t)63);
+    c->state_bytes += (size_t)heads * chm_align64(elements * chm_dtype_bytes(type));
     return c->states++;
 }
 
@@ -403,7 +403,7 @@ static int write_check(const chm_card *card, check_report *c, bool resolved, chm
         if (status == CHM_OK) status = chm_table_print(&c->numbers, format, out);
     }
     if (c->findings.count) {
-        heading(out, format, "Values that do not go together");
+        heading(out, format, "Values that do not go together, or are left open");
         if (status == CHM_OK) status = chm_table_print(&c->findings, format, out);
     }
     if (unbuilt && unbuilt[0]) {

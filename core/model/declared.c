@@ -402,6 +402,22 @@ static void weight_findings(const chm_card *card, const chm_figures *f, chm_tabl
               (long long)m->activation_block, (long long)m->weight_group);
 }
 
+/* What a card that writes a layer's formulas down leaves open nevertheless. */
+static void open_findings(const chm_card *card, chm_table *out) {
+    const chm_model_config *m = chm_card_model(card);
+    const bool titans = has_layer(m, "titans") && stated(card, "titans.surprise_formula");
+    const bool gd = has_layer(m, "gd") && stated(card, "gated_deltanet.formulation");
+    if (titans && !stated(card, "titans.chunk"))
+        found(out, "titans.surprise_formula, titans.chunk",
+              "chunk, width of the memory and scale of theta are open: gradients are taken over %s tokens at the same "
+              "weights, matrices are %lld wide, theta is divided by the chunk and by 1 + |key|^2",
+              chm_card_get(card, "titans.chunk", NULL), (long long)m->head_dim);
+    if (gd && !stated(card, "gated_deltanet.short_conv"))
+        found(out, "gated_deltanet.formulation, gated_deltanet.short_conv",
+              "a convolution before the rule is open: queries, keys and values pass a causal one of %s taps",
+              chm_card_get(card, "gated_deltanet.short_conv", NULL));
+}
+
 static void layer_findings(const chm_card *card, chm_table *out) {
     const chm_model_config *m = chm_card_model(card);
     const bool titans = has_layer(m, "titans"), attention = has_layer(m, "attn");
@@ -536,6 +552,7 @@ void chm_declared_findings(const chm_card *card, const chm_figures *f, chm_table
     chm_table_column(out, "finding");
     weight_findings(card, f, out);
     layer_findings(card, out);
+    open_findings(card, out);
     expert_findings(card, out);
     energy_findings(card, out);
     loop_findings(card, out);

@@ -74,7 +74,7 @@ struct packing {
     size_t scratch_bytes;
 };
 
-static size_t value_bytes(const chm_param *p) { return ((size_t)p->in * ROWS * sizeof(float) + 63) & ~(size_t)63; }
+static size_t value_bytes(const chm_param *p) { return chm_align64((size_t)p->in * ROWS * sizeof(float)); }
 
 static void pack_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct packing *job = arg;
@@ -144,7 +144,7 @@ int chm_model_init(chm_model *m, uint64_t seed, const struct chm_kernels *k, chm
         m->storage = chm_alloc_aligned(used);
         if (!m->storage) return CHM_E_MEMORY;
     }
-    job.scratch_bytes = (job.scratch_bytes + 63) & ~(size_t)63;
+    job.scratch_bytes = chm_align64(job.scratch_bytes);
     job.scratch = chm_alloc_aligned((size_t)chm_pool_threads(pool) * job.scratch_bytes);
     if (!job.scratch) status = CHM_E_MEMORY;
     for (int i = 0; i < m->params && !status; i++) {

@@ -204,7 +204,7 @@ static int declare_state(chm_declare *d, const char *name, enum chm_dtype type, 
     *item = (chm_state_item){.name = full, .type = type, .heads = heads, .elements = elements, .rank = rank};
     memcpy(item->shape, shape, (size_t)rank * sizeof *shape);
     item->layer = s->layer;
-    item->head_bytes = ((size_t)elements * chm_dtype_bytes(type) + 63) & ~(size_t)63;
+    item->head_bytes = chm_align64((size_t)elements * chm_dtype_bytes(type));
     item->offset = layout->bytes;
     layout->bytes += item->head_bytes * (size_t)heads;
     return layout->count++ - s->first_state;
@@ -376,7 +376,7 @@ void chm_model_destroy(chm_model *m) {
 
 void *chm_carve(uint8_t *storage, size_t *used, size_t bytes) {
     void *p = storage ? storage + *used : NULL;
-    *used += (bytes + 63) & ~(size_t)63;
+    *used += chm_align64(bytes);
     return p;
 }
 

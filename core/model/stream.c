@@ -1,4 +1,5 @@
 /* stream.c: models opened and closed, text and tokens, and streams: reading, trying, accepting, forking. */
+#include "model/declared.h"
 #include "model/stream.h"
 #include <string.h>
 
@@ -200,6 +201,10 @@ int chm_stream_fork(const chm_stream *s, chm_stream **out) {
 int64_t chm_stream_position(const chm_stream *s) { return s->state.position; }
 
 size_t chm_stream_bytes(const chm_stream *s) { return s->model->layout.bytes; }
+
+size_t chm_stream_stated_bytes(const chm_stream *s) {
+    return (size_t)(1e6 * chm_card_number(s->model->card, "braid_state.per_stream_mb", 0));
+}
 
 static int check_ids(const chm_stream *s, const int32_t *ids, int64_t n) {
     if (s->broken)

@@ -1,7 +1,7 @@
 /*
  * stream_file.c: streams saved and loaded. A file is a safetensors file of one size for each model, whatever was read:
  * a tensor for every state, [heads, shape...], and `logits`, those of the last token; in __metadata__ the position, the
- * hash of the model's weights and card, and a hash of all of it.
+ * hash of the model's weights and card, what the card says a stream takes, and a hash of all of it.
  */
 #include "base/json.h"
 #include "base/table.h"
@@ -13,8 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char schema[] = "chimera-stream-1";
-enum { FIELD = 24 };
+static const char schema[] = "chimera-stream-2";
+enum { FIELD = 24, SAID = 4 };
+static const char *const said_key[SAID] = {"model", "position", "has_logits", "stated_bytes"};
 
 /* What of the card, as it is now, decides which numbers a model makes: all but what says how it is trained and used. */
 static int card_hash(const chm_model *m, uint64_t *hash) {
@@ -50,11 +51,9 @@ static int model_hash(const chm_model *m, char text[FIELD]) {
 }
 
 /* Over the tensors in file order, and what the metadata says besides. */
-static void content_hash(const chm_st_tensor *tensor, int count, const char *model, const char *position,
-                         const char *has_logits, char text[FIELD]) {
-    uint64_t hash = chm_hash64(model, strlen(model) + 1);
-    hash = chm_hash64_seed(position, strlen(position) + 1, hash);
-    hash = chm_hash64_seed(has_logits, strlen(has_logits) + 1, hash);
+static void content_hash(const chm_st_tensor *tensor, int count, const char *const said[SAID], char text[FIELD]) {
+    uint64_t hash = 0;
+    for (int i = 0; i < SAID; i++) hash = chm_hash64_seed(said[i], strlen(said[i]) + 1, hash);
     for (int i = 0; i < count; i++) {
         if (chm_b158_is_padding(tensor[i].name)) continue;
         hash = chm_hash64_seed(tensor[i].name, strlen(tensor[i].name) + 1, hash);
@@ -95,7 +94,7 @@ int chm_stream_save(const chm_stream *s, const char *path) {
             return chm_fail(CHM_E_CONFIG, "%s: the stream would replace the %s, which is read; give it another name",
                             path, i ? "model's experts" : "model");
     const chm_state_layout *layout = &s->model->layout;
-    char model[FIELD], position[FIELD], hash[FIELD];
+    char model[FIELD], position[FIELD], stated[FIELD], hash[FIELD];
     int status = model_hash(s->model, model);
     if (status) return status;
     chm_arena arena;
@@ -116,10 +115,12 @@ int chm_stream_save(const chm_stream *s, const char *path) {
     logits->data = (const uint8_t *)s->logits;
     if (!s->have_logits && !(logits->data = chm_arena_zero(&arena, (size_t)logits->bytes))) goto memory;
     snprintf(position, sizeof position, "%019" PRId64, s->state.position);
-    const char *has_logits = s->have_logits ? "1" : "0";
-    content_hash(tensor, layout->count + 1, model, position, has_logits, hash);
-    static const char *const key[] = {"schema", "model", "position", "has_logits", "hash"};
-    const char *const value[] = {schema, model, position, has_logits, hash};
+    snprintf(stated, sizeof stated, "%019" PRIu64, (uint64_t)chm_stream_stated_bytes(s));
+    const char *const said[SAID] = {model, position, s->have_logits ? "1" : "0", stated};
+    content_hash(tensor, layout->count + 1, said, hash);
+    const char *key[SAID + 2] = {"schema", "hash"}, *value[SAID + 2] = {schema, hash};
+    memcpy(key + 2, said_key, sizeof said_key);
+    memcpy(value + 2, said, sizeof said);
     status = chm_safetensors_write(path, tensor, layout->count + 1, key, value, CHM_ARRAY_COUNT(key), true);
     chm_arena_finish(&arena);
     return status;
@@ -132,8 +133,10 @@ memory:
 struct stream_file {
     chm_map map;
     chm_safetensors *st;
-    const char *model, *has_logits;
+    const char *model;
     int64_t position;
+    uint64_t stated_bytes; /* by the card; 0: it says nothing */
+    bool has_logits;
 };
 
 static void close_file(struct stream_file *f) {
@@ -148,18 +151,22 @@ static int open_file(struct stream_file *f, const char *path) {
     if (!status) status = chm_safetensors_parse(path, f->map.data, f->map.size, &f->st);
     if (status) return status;
     const char *is = chm_safetensors_meta(f->st, "schema"), *expected = chm_safetensors_meta(f->st, "hash");
-    const char *position = chm_safetensors_meta(f->st, "position");
-    f->model = chm_safetensors_meta(f->st, "model");
-    f->has_logits = chm_safetensors_meta(f->st, "has_logits");
-    if (!is || strcmp(is, schema) || !expected || !position || !f->model || !f->has_logits)
+    const char *said[SAID];
+    bool whole = is && !strcmp(is, schema) && expected;
+    for (int i = 0; i < SAID; i++) whole &= (said[i] = chm_safetensors_meta(f->st, said_key[i])) != NULL;
+    if (!whole)
         return chm_fail(CHM_E_DATA, "%s: not a saved stream: its __metadata__ lacks the schema %s or what goes with it",
                         path, schema);
-    content_hash(f->st->tensor, f->st->count, f->model, position, f->has_logits, hash);
+    content_hash(f->st->tensor, f->st->count, said, hash);
     if (strcmp(hash, expected))
         return chm_fail(CHM_E_DATA, "%s: damaged or edited: its hash is %s, expected %s", path, hash,
                         chm_quote(expected).text);
-    f->position = (int64_t)strtoll(position, &end, 10);
+    f->model = said[0];
+    f->position = (int64_t)strtoll(said[1], &end, 10);
     if (*end || f->position < 0) return chm_fail(CHM_E_DATA, "%s: its position is no number", path);
+    f->has_logits = !strcmp(said[2], "1");
+    f->stated_bytes = (uint64_t)strtoull(said[3], &end, 10);
+    if (*end) return chm_fail(CHM_E_DATA, "%s: its stated_bytes are no number", path);
     return CHM_OK;
 }
 
@@ -191,7 +198,7 @@ static int fill_stream(const struct stream_file *f, const char *path, chm_stream
             memcpy(s->logits, t->data, (size_t)t->bytes);
     }
     s->state.position = f->position;
-    s->have_logits = !strcmp(f->has_logits, "1");
+    s->have_logits = f->has_logits;
     return CHM_OK;
 }
 
@@ -246,23 +253,27 @@ int chm_stream_show(const char *path, chm_output format, FILE *out) {
         chm_table_cell(&t, "%s", x->dtype == CHM_ST_F64 ? "f64" : x->dtype == CHM_ST_U64 ? "bits" : "f32");
         chm_table_cell(&t, "%s", shape);
         chm_table_cell(&t, "%" PRIu64, x->bytes);
-        if (strcmp(x->name, "logits")) bytes += x->bytes;
+        /* as they lie in memory, each head aligned: what a running stream takes */
+        const uint64_t heads = (uint64_t)CHM_MAX(x->shape[0], 1);
+        if (strcmp(x->name, "logits")) bytes += heads * chm_align64((size_t)(x->bytes / heads));
     }
     if (format == CHM_OUTPUT_JSON) {
         fputs("{\"schema_version\": 1, \"path\": ", out);
         chm_json_string(out, path);
         fprintf(out, ", \"position\": %" PRId64 ", \"model_hash\": ", f.position);
         chm_json_string(out, f.model);
-        fprintf(out, ", \"state_bytes\": %" PRIu64 ", \"file_bytes\": %" PRIu64 ",\n \"states\": ", bytes,
-                (uint64_t)f.map.size);
+        fprintf(out, ", \"state_bytes\": %" PRIu64 ", \"stated_bytes\": ", bytes);
+        fprintf(out, f.stated_bytes ? "%" PRIu64 : "null", f.stated_bytes);
+        fprintf(out, ", \"file_bytes\": %" PRIu64 ",\n \"states\": ", (uint64_t)f.map.size);
         status = chm_table_json(&t, 1, out);
         fputs("}\n", out);
     } else {
-        if (format == CHM_OUTPUT_TEXT)
-            fprintf(out,
-                    "%s: a stream after %" PRId64 " tokens, of the model %s\n%" PRIu64 " bytes of state, %" PRIu64
-                    " in the file\n\n",
-                    path, f.position, f.model, bytes, (uint64_t)f.map.size);
+        if (format == CHM_OUTPUT_TEXT) {
+            fprintf(out, "%s: a stream after %" PRId64 " tokens, of the model %s\n%" PRIu64 " bytes of state", path,
+                    f.position, f.model, bytes);
+            if (f.stated_bytes) fprintf(out, " (its card says %g MB a stream)", (double)f.stated_bytes / 1e6);
+            fprintf(out, ", %" PRIu64 " in the file\n\n", (uint64_t)f.map.size);
+        }
         status = chm_table_print(&t, format, out);
     }
     chm_table_finish(&t);

@@ -199,7 +199,8 @@ CHM_PUBLIC void chm_stream_close(chm_stream *s);
 CHM_PUBLIC void chm_stream_restart(chm_stream *s);                     /* a new document */
 CHM_PUBLIC int chm_stream_fork(const chm_stream *s, chm_stream **out); /* independent from here on */
 CHM_PUBLIC int64_t chm_stream_position(const chm_stream *s);
-CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s); /* of its state */
+CHM_PUBLIC size_t chm_stream_bytes(const chm_stream *s);        /* of its state */
+CHM_PUBLIC size_t chm_stream_stated_bytes(const chm_stream *s); /* what the card says they are; 0: it says nothing */
 /* To a file and back: state, position and the logits of the last token, in one size for each model, checksummed and
  * bound to the model's file, weights and card. A loaded stream goes on as the saved one would have, to the byte.
  * Atomic: what was at `path` stays until the new file is whole. Never over the model's own files. */
