@@ -528,11 +528,11 @@ static void mistakes_seed(void **state) {
         {"\"low\": {", "\"lwo\": {",
          "card.json:377: entropy_valve.levels.lwo: unknown key in entropy_valve.levels (did you mean 'low'?)"},
         {"        1.0,\n        \"embedding_inner_product\"", "        1e300,\n        \"embedding_inner_product\"",
-         "card.json:275: tsp_knot.energy_terms.autoregressive: expected [number 0..1000, embedding_inner_product], got "
-         "[1e300, \"embedding_inner_product\"]"},
+         "card.json:275: tsp_knot.energy_terms.autoregressive: expected [number 0..1000, embedding_inner_product] "
+         "or number 0..1000, got [1e300, \"embedding_inner_product\"]"},
         {"\"fst_transition_cost\"", "\"zzz\"",
-         "card.json:287: tsp_knot.energy_terms.grammar: expected [number 0..1000, fst_transition_cost], got [0.4, "
-         "\"zzz\"]"},
+         "card.json:287: tsp_knot.energy_terms.grammar: expected [number 0..1000, fst_transition_cost] or "
+         "number 0..1000, got [0.4, \"zzz\"]"},
         {"      2560,\n      \"int8\"", "      2560,\n      \"int9\"",
          "card.json:505: braid_state.fast_hidden: expected [integer 1..65536, float32 or float16 or bfloat16 or int8], "
          "got [2560, \"int9\"]"},
@@ -618,6 +618,7 @@ static void options_in_objects(void **state) {
         {bare, "_v=1", 0.3, 0.4},
         {bare, "tsp_knot.energy_terms.grammar=[2, \"fst_transition_cost\"]", 0.3, 2},
         {text, "sk.energy_terms.debt=[0, \"obligation_delta\"]", 0, 0.4},
+        {text, "sk.energy_terms.debt=0.25", 0.25, 0.4},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(good); i++) {
         struct chm_card_options options = {.registry = &knots, .set = &good[i].set, .set_count = 1};
@@ -636,15 +637,16 @@ static void options_in_objects(void **state) {
         const char *find, *replace, *sentence;
     } bad[] = {
         {"obligation_delta", "guess",
-         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got [1.5, \"guess\"]"},
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta] or number "
+         "0..1000, got [1.5, \"guess\"]"},
         {"\"debt\"", "\"dept\"",
          "card.json:5: tsp_knot.energy_terms.dept: unknown key in tsp_knot.energy_terms (did you mean 'debt'?)"},
         {"energy_terms", "energy_term",
          "card.json:4: tsp_knot.energy_term: unknown key in tsp_knot (did you mean "
          "'energy_terms'?)"},
         {"1.5, ", "",
-         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got "
-         "[\"obligation_delta\"]"},
+         "card.json:5: tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta] or number "
+         "0..1000, got [\"obligation_delta\"]"},
     };
     for (size_t i = 0; i < CHM_ARRAY_COUNT(bad); i++) {
         struct chm_card_options options = {.registry = &knots};

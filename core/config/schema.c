@@ -49,7 +49,8 @@
     }
 
 #define TERM(name, method)                                                                                             \
-    SHAPE("tsp_knot.energy_terms." name, CHM_SHAPE_TUPLE, "Weight and method.", .tuple = "float:0:1000 text:" method)
+    SHAPE("tsp_knot.energy_terms." name, CHM_SHAPE_TUPLE, "Weight and method, or the weight.",                         \
+          .tuple = "float:0:1000 text:" method "|float:0:1000")
 #define LEVEL(name)                                                                                                    \
     SECTION("entropy_valve.levels." name, "A level."),                                                                 \
         INT("entropy_valve.levels." name ".loops", NULL, 1, 64, "Passes."),                                            \

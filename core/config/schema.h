@@ -19,7 +19,8 @@ enum chm_shape {
     CHM_SHAPE_ITEMS,    /* a list of objects, each described by the rows under "PATH.*" */
     CHM_SHAPE_PHASES,   /* a list of objects, each described by the rows under "PATH.KIND" */
     CHM_SHAPE_TEXTS,    /* a string or a list of strings */
-    CHM_SHAPE_TUPLE,    /* a list of fixed items: `tuple` has their types, "int:1:64 float text:some/words" */
+    CHM_SHAPE_TUPLE,    /* a list of fixed items: `tuple` has their types, "int:1:64 float text:some/words"; an
+                         * alternative behind '|' may be one item, which then stands alone */
     CHM_SHAPE_TUPLES,   /* a list of such lists; alternatives separated by '|' */
     CHM_SHAPE_SOURCES,  /* strings, lists of strings or an object of strings: references to papers */
     CHM_SHAPE_DOCUMENT, /* documentation: objects, strings and lists of strings, to any depth */

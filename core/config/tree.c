@@ -407,17 +407,20 @@ static bool fits_tuple_item(const struct tuple_item *t, const chm_value *v) {
     }
 }
 
-/* Whether a list is one of the alternatives. */
+/* An alternative of one item is no list. */
+static bool is_list(const char *alternative) { return strcspn(alternative, " ") < strcspn(alternative, "|"); }
+
+/* Whether a value is one of the alternatives. */
 static bool is_one_of_tuples(const chm_value *v, const char *types) {
-    if (v->type != CHM_VALUE_ARRAY) return false;
     for (const char *c = types;; c++) {
-        bool good = true;
-        const chm_value *item = v->first;
+        const bool list = is_list(c);
+        bool good = list == (v->type == CHM_VALUE_ARRAY);
+        const chm_value *item = good && list ? v->first : v;
         for (;; c++) {
             struct tuple_item t;
             c = read_tuple_item(c, &t);
             good = good && item && fits_tuple_item(&t, item);
-            if (item) item = item->next;
+            item = good && list ? item->next : NULL;
             if (*c != ' ') break;
         }
         if (good && !item) return true;
@@ -426,7 +429,8 @@ static bool is_one_of_tuples(const chm_value *v, const char *types) {
 }
 
 static void say_tuple(chm_card *card, const char *types, chm_string *out) {
-    chm_string_add(out, "[");
+    bool list = is_list(types);
+    if (list) chm_string_add(out, "[");
     for (const char *c = types;; c++) {
         struct tuple_item t;
         c = read_tuple_item(c, &t);
@@ -436,14 +440,19 @@ static void say_tuple(chm_card *card, const char *types, chm_string *out) {
             chm_string_add(out, "%s", t.type == 'i' ? "integer" : t.type == 'f' ? "number" : "text");
             if (t.ranged) chm_string_add(out, " %g..%g", t.min, t.max);
         }
+        if (*c == ' ') {
+            chm_string_add(out, ", ");
+            continue;
+        }
+        if (list) chm_string_add(out, "]");
         if (!*c) break;
-        chm_string_add(out, *c == '|' ? "] or [" : ", ");
+        list = is_list(c + 1);
+        chm_string_add(out, list ? " or [" : " or ");
     }
-    chm_string_add(out, "]");
     if (out->failed || !out->text) card->starved = true;
 }
 
-/* Of a list and its items, each must be one of the row's tuples; wrong ones are reported. */
+/* Of a value, or of a list and its items, each must be one of the row's tuples; wrong ones are reported. */
 static void check_tuples(chm_card *card, chm_value *v, bool many) {
     chm_string what = {0};
     say_tuple(card, v->row->tuple, &what);
