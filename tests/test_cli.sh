@@ -482,6 +482,31 @@ PROGRAM
     expect 4 'no finite probability' eval nan.b158 --data text.txt
 fi
 
+# ---- convert: overrides, and what they lose
+expect 0 '' init card.json -o corrected.b158 --set quantization.hgf_correction.enabled=true --set quantization.hgf_correction.rank=2
+expect 2 "no key 'nosuchkey'" convert model.b158 never.b158 --set nosuchkey=1
+expect 4 'cannot open' convert model.b158 never.b158 --ini missing.ini
+expect 2 'overrides cannot change quantization.sherry_mode' convert model.b158 never.b158 --set quantization.sherry_mode.enabled=true --lossy
+expect 4 'is not in the file' convert model.b158 never.b158 --set quantization.hgf_correction.enabled=true --lossy
+expect 2 'trained parameters are lost; --lossy leaves them out' convert corrected.b158 never.b158 --set quantization.hgf_correction.enabled=false
+expect 4 'missing.txt: cannot be read' convert model.b158 never.b158 --encoding sherry --lossy --data missing.txt
+expect 2 'are of none' convert card.json never.b158 --import absmean --data text.txt
+[ ! -e never.b158 ] && ok || bad 'a refused conversion left a file'
+expect 0 'parameters of low-rank corrections were left out' convert corrected.b158 bare.b158 --set quantization.hgf_correction.enabled=false --lossy --data text.txt
+says out 'bits per byte before' && says out 'bits per byte after'
+expect 0 '' eval corrected.b158 --data text.txt --set quantization.hgf_correction.enabled=false --logits off.f32 -q
+expect 0 '' eval bare.b158 --data text.txt --logits bare.f32 -q
+cmp -s off.f32 bare.f32 && ok || bad 'a correction left out is not one turned off'
+expect 0 '' convert model.b158 warm.b158 --set generation.temperature=0.25
+grep -aq 'temperature[^,]*0\.25' warm.b158 && ok || bad 'the card inside warm.b158 is not that of the overrides'
+expect 2 'has no ternary weights for it' init card.json -o never.b158 --set quantization.method=none --set quantization.sherry_mode.enabled=true
+expect 0 '' init card.json -o float.b158 --set quantization.method=none --set quantization.embedding=f32
+expect 2 'no parameter is ternary' convert float.b158 never.b158 --encoding t2
+expect 0 '' convert float.b158 float.safetensors
+expect 0 'were quantised' convert float.safetensors rounded.b158 --card card.json --lossy --data text.txt
+says out 'bits per byte before, in f32' && says out 'bits per byte after'
+[ ! -e rounded.b158.before.b158 ] && ok || bad 'the model in f32 is left behind'
+
 # ---- timing, on stderr and with the kernels of what ran
 expect 0 'prefill' run model.b158 -p 'The quick' -n 5 --seed 9 --timing
 for words in 'first token' 'decode' 't2_matmul' 'threads'; do says err "$words"; done

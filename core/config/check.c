@@ -443,6 +443,9 @@ static void resolve_model(chm_card *card) {
                          "sherry has one zero in every four weights, which only training with "
                          "quantization.sherry_mode.enabled makes: turn that on, or convert a trained model "
                          "(`chimera convert`)");
+    if (m->sparse && m->quant != CHM_QUANT_BITNET)
+        chm_card_problem(card, chm_card_find(card, "quantization.sherry_mode.enabled"),
+                         "quantization.method none has no ternary weights for it: turn it off");
     whole(card, "quantization.group_size", &m->weight_group);
     whole(card, "quantization.activation_block_size", &m->activation_block);
 }

@@ -167,7 +167,9 @@ typedef struct chm_convert_options {
     bool lossy;           /* take what does not fit as near as it goes, instead of refusing it by name */
     const char *encoding; /* of ternary codes in a .b158: "t2", "t5", "sherry"; NULL: as they are (new ones: t5) */
     const char *card;     /* the card that says what the tensors of a plain file are; NULL: the file says it */
-    const chm_overlay *overlay; /* over that card */
+    /* over that card, or over the one in a .b158: all but how its weights were trained (quantization), of which
+     * hgf_correction may be turned off */
+    const chm_overlay *overlay;
     /* how another's checkpoint has its ternary matrices: "autobitlinear", "bitlinear" (packed; weight_scale multiplies,
      * divides), "absmean" (master weights); NULL: it is none */
     const char *import;
@@ -179,6 +181,7 @@ typedef struct chm_convert_result {
     int64_t fours, unfit, changed; /* into sherry: groups of four, those without exactly one zero, weights changed */
     int32_t quantised;             /* parameters that were not on the grid of their form */
     double rms_error;              /* of their weights, relative to the rms of these */
+    int32_t left_out;              /* parameters of corrections that the overrides turned off */
 } chm_convert_result;
 /* `in` is a .b158 or any other safetensors file, `out` is called .b158 or .safetensors: plain F32 tensors, by the names
  * of the parameters, with the scales of ternary and int8 ones beside them so that all comes back to the byte. Between
