@@ -399,6 +399,8 @@ static void test_mlstm_extremes(void **state) {
         GROWS,
         ZERO_KEYS,
         ZERO_QUERIES,
+        NARROW,
+        WIDE,
         CONSTANT
     };
     static const struct {
@@ -417,6 +419,9 @@ static void test_mlstm_extremes(void **state) {
         {"forget gates above one", GROWS, 150, 32, false, 5e-6, 5e-5},
         {"keys of zero", ZERO_KEYS, 100, 16, false, 5e-6, 5e-5},
         {"questions of zero", ZERO_QUERIES, 100, 16, false, 5e-6, 5e-5},
+        {"input gates at the narrowest cap", NARROW, 77, 16, false, 5e-6, 1e-5},
+        /* a floor of e^-60 lets the denominator come near zero, where h has few digits */
+        {"input gates at the widest cap", WIDE, 77, 16, false, 5e-4, 5e-4},
         {"one row", TAME, 1, 64, false, 5e-6, 1e-5},
         {"width one", TAME, 65, 1, false, 1e-5, 1e-4},
         {"4096 rows, gates as they begin", CONSTANT, 4096, 16, true, 2e-5, 1e-4},
@@ -463,6 +468,13 @@ static void test_mlstm_extremes(void **state) {
                 break;
             case GROWS:
                 *forget = t % 3 ? -1.5f : 2;
+                break;
+            case NARROW:
+                *input = -1;
+                *forget = (float)log_sigmoid(tanh((double)h.in[3][t]));
+                break;
+            case WIDE:
+                *input = (float)(60 * tanh(60 + (double)*input / 60));
                 break;
             case CONSTANT: /* the same rounding in every row would add up */
                 *input = -10;
@@ -540,8 +552,6 @@ static void test_slstm_extremes(void **state) {
 
 static void test_layers_pass(void **state) {
     (void)state;
-    /* Derivatives by differences need a function without kinks nearby. The largest of two gates has one, which shows in
-     * the stored states; with few rows, or input gates that never win, no kink is met. Elsewhere the oracle serves. */
     static const struct {
         const char *sets[5];
         uint32_t count;
@@ -549,9 +559,11 @@ static void test_layers_pass(void **state) {
     } cases[] = {
         {{NULL}, 0, 0},
         {{"num_heads=2", "head_dim=64", "rms_norm_before_every_linear=false"}, 3, 150},
-        {{"xlstm.igate_bias=0"}, 1, 20},
+        {{"xlstm.igate_bias=0"}, 1, 0},
         {{"xlstm.forget=exp", "xlstm.gate_cap=5", "xlstm.igate_bias=-4"}, 3, 20},
-        {{"xlstm.variant=sLSTM"}, 1, 20},
+        {{"xlstm.gate_cap=1"}, 1, 0}, /* saturated: nothing depends on the input gate */
+        {{"xlstm.gate_cap=60", "xlstm.igate_bias=60"}, 2, 0},
+        {{"xlstm.variant=sLSTM"}, 1, 0},
         {{"xlstm.variant=slstm", "xlstm.short_conv=0", "head_dim=10", "rms_norm_before_every_linear=false"}, 4, 12},
     };
     static const char *const both[] = {"split",
