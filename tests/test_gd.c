@@ -77,6 +77,16 @@ static double relative(const float *a, const double *b, const float *c, int64_t 
 
 static const char *const golden_layers[] = {"gd_qwen3next", "gd_qwen3next_d64", "gd_full", "gd_efla"};
 
+/* Of a layer: what comes out and stays is that of the recurrence; gradients are what is left of longer sums, in gd_efla
+ * above all those of the decay, whose head with keys 97 long keeps nothing for long. */
+static double layer_bound(const char *golden, const char *result) {
+    static const char *const decay[] = {"grad.a", "grad.A_log", "grad.dt_bias"};
+    if (!strcmp(result, "y") || !strncmp(result, "final.", 6)) return 2e-6;
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(decay) && !strcmp(golden, "gd_efla"); i++)
+        if (!strcmp(result, decay[i])) return 2e-5;
+    return 5e-6;
+}
+
 static void run_layer(chm_runtime *r, const char *in, bool step, bool grad) {
     static const char *const sets[] = {"quantization.method=none"};
     const chm_overlay overlay = {.size = sizeof overlay, .set_count = 1, .set = sets, .no_environment = 1};
@@ -111,7 +121,7 @@ static void test_golden_layers(void **state) {
                     const float *a = floats(&got, want->name, &n), *c = floats(&golden, want->name, &m);
                     assert_int_equal(n, m);
                     const double error = relative(a, NULL, c, n);
-                    if (!(error <= tolerance(&golden)))
+                    if (!(error <= layer_bound(golden_layers[g], want->name)))
                         fail_msg("%s, %s, %s: %s is off by %.2g", golden_layers[g], step ? "step" : "chunk",
                                  backends[b], want->name, error);
                     double *of = !strcmp(want->name, "y")            ? &y_error
@@ -122,9 +132,8 @@ static void test_golden_layers(void **state) {
                 }
                 /* every result is in the golden file, but for the initial state's gradient where there was none */
                 assert_int_equal(compared, got.st->count);
-                print_message("%-17s %-5s %-8s y %.1e, final state %.1e, worst gradient %.1e, tolerance %.0e\n",
-                              golden_layers[g], step ? "step" : "chunk", backends[b], y_error, final, gradient,
-                              tolerance(&golden));
+                print_message("%-17s %-5s %-8s y %.1e, final state %.1e, worst gradient %.1e\n", golden_layers[g],
+                              step ? "step" : "chunk", backends[b], y_error, final, gradient);
                 /* without gradients: the inference path, the same bytes */
                 int64_t n;
                 const float *y = floats(&got, "y", &n);

@@ -242,7 +242,7 @@ static const char *const golden[] = {"moe_deepseek", "moe_many"};
 static void test_golden(void **state) {
     (void)state;
     for (size_t i = 0; i < CHM_ARRAY_COUNT(golden); i++) {
-        expect_golden("moe", golden[i], made("out.safetensors"), 1e-6);
+        expect_golden("moe", golden[i], made("out.safetensors"), (struct golden_bounds){1e-6, 1e-6, NULL});
         expect_same_bytes("moe", golden[i], made("out.safetensors"));
     }
 }

@@ -69,7 +69,9 @@ static void run_layer(chm_runtime *r, const char *in, bool step, bool grad, bool
 
 static void test_golden_layers(void **state) {
     (void)state;
-    static const double tolerance = 5e-6; /* the same program in f32 arithmetic of torch reaches 2e-6 */
+    /* of gradients; f32 arithmetic of torch is off by 2e-6 in the same program. Those of what comes before the norms of
+     * q and k, and of tau, are what is left of larger sums. */
+    static const double tolerance = 3e-6;
     char path[4096];
     for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++) {
         chm_runtime *r = try_runtime(backends[b], 2);
