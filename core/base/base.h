@@ -96,7 +96,9 @@ enum chm_purpose {
     CHM_RANDOM_SAMPLE,
     CHM_RANDOM_TEST,
     CHM_RANDOM_LOOP,
-    CHM_RANDOM_TASK
+    CHM_RANDOM_TASK,
+    CHM_RANDOM_DIRECTION,
+    CHM_RANDOM_REVIVE
 };
 void chm_philox(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint32_t out[4]);
 double chm_uniform_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b);                 /* in (0,1), 53 bits */

@@ -61,6 +61,16 @@ typedef struct chm_model_config {
     int32_t eos, pad;           /* token_ids */
 } chm_model_config;
 
+enum chm_optimiser { CHM_OPTIMISER_ADAMW, CHM_OPTIMISER_SGD, CHM_OPTIMISER_MUON, CHM_OPTIMISER_MEZO };
+
+struct chm_mezo_config {
+    double epsilon, ternary_epsilon, revive;
+    int64_t samples;
+    bool signs;    /* directions of plus and minus one */
+    bool unpacked; /* nothing but f32 parameters */
+    bool skip_zeros;
+};
+
 typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     const char *name;
     int64_t tokens;       /* default budget */
@@ -69,6 +79,12 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t micro_tokens; /* most rows run at once (gradients accumulate); 0: chosen */
     int64_t carry;        /* segments a stream reads in a row with its state carried, before it jumps; 1: none */
     double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
+    enum chm_optimiser optimiser;
+    double momentum; /* of SGD or Muon */
+    bool nesterov;
+    int64_t iterations; /* of Muon */
+    struct chm_mezo_config mezo;
+    bool deep_zero_mask; /* training.deep_zero_mask */
     enum chm_schedule schedule;
     int64_t warmup_steps;
     double decay_fraction;                              /* wsd: last part of the run */

@@ -471,6 +471,40 @@ static double phase_number(const chm_value *phase, const char *key) {
     return x;
 }
 
+/* Options of the optimiser in use, with their defaults where the card has none. */
+static void resolve_optimiser(chm_card *card, const chm_value *phase) {
+    static const char *const sections[] = {NULL, "sgd", "muon", "mezo"}; /* enum chm_optimiser */
+    chm_train_config *t = &card->train;
+    t->optimiser = (enum chm_optimiser)choice_of(phase_value(phase, "optimizer"));
+    t->deep_zero_mask = is_on(card, "training.deep_zero_mask");
+    if (t->deep_zero_mask && t->optimiser == CHM_OPTIMISER_MEZO)
+        chm_card_problem(card, chm_card_find(card, "training.deep_zero_mask"),
+                         "masks gradients, and MeZO has none: see training.mezo.skip_zeros");
+    const char *name = sections[t->optimiser];
+    chm_value *training = chm_card_find(card, "training");
+    if (!name || !training || training->type != CHM_VALUE_OBJECT) return;
+    chm_value *section = chm_value_member(training, name);
+    if (!section && !(section = chm_card_add(card, training, name, CHM_VALUE_OBJECT))) return;
+    if (section->type != CHM_VALUE_OBJECT) return;
+    chm_card_fill(card, section);
+    t->momentum = phase_number(section, "momentum");
+    const chm_value *nesterov = phase_value(section, "nesterov");
+    t->nesterov = nesterov && nesterov->type == CHM_VALUE_BOOL && nesterov->boolean;
+    t->iterations = phase_whole(section, "iterations");
+    const chm_value *skip = phase_value(section, "skip_zeros");
+    t->mezo = (struct chm_mezo_config){
+        .epsilon = phase_number(section, "epsilon"),
+        .ternary_epsilon = phase_number(section, "ternary_epsilon"),
+        .revive = phase_number(section, "revive"),
+        .samples = phase_whole(section, "samples"),
+        .signs = choice_of(phase_value(section, "directions")) == 1,
+        .unpacked = choice_of(phase_value(section, "parameters")) == 1,
+        .skip_zeros = skip && skip->type == CHM_VALUE_BOOL && skip->boolean,
+    };
+    if (t->mezo.skip_zeros && t->mezo.unpacked)
+        chm_card_problem(card, skip, "ternary weights are left alone already: training.mezo.parameters is unpacked");
+}
+
 static void resolve_train(chm_card *card) {
     chm_train_config *t = &card->train;
     const chm_value *phase = pretrain_phase(card);
@@ -488,6 +522,7 @@ static void resolve_train(chm_card *card) {
     t->beta1 = phase_number(phase, "beta1");
     t->beta2 = phase_number(phase, "beta2");
     t->adam_eps = phase_number(phase, "eps");
+    resolve_optimiser(card, phase);
     t->schedule = (enum chm_schedule)choice_of(phase_value(phase, "schedule"));
     t->warmup_steps = phase_whole(phase, "warmup_steps");
     t->decay_fraction = phase_number(phase, "decay_fraction");
@@ -879,6 +914,12 @@ static void list_idle(chm_card *card, size_t *count) {
                    (m->ffn[i] && strcmp(m->ffn[i], v->plugin->name) == 0);
         if (used) continue;
         add_unbuilt(card, count, "%s: no layer of this card is %s; checked, not used", v->key, v->plugin->name);
+    }
+    static const char *const optimiser[] = {"training.sgd", "training.muon", "training.mezo"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(optimiser); i++) {
+        const chm_value *v = chm_card_find(card, optimiser[i]);
+        if (v && is_overridden(v) && (size_t)card->train.optimiser != i + 1)
+            add_unbuilt(card, count, "%s: training.phases has another optimizer; checked, not used", optimiser[i]);
     }
 }
 

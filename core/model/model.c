@@ -380,17 +380,18 @@ void *chm_carve(uint8_t *storage, size_t *used, size_t bytes) {
     return p;
 }
 
-int chm_model_allocate(chm_model *m) {
+static int allocate(chm_model *m, bool gradients) {
     for (int pass = 0; pass < 2; pass++) {
         uint8_t *at = m->storage;
         size_t used = 0;
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
             const size_t bytes = (size_t)p->count * sizeof(float);
-            float *value = chm_carve(at, &used, bytes), *grad = chm_carve(at, &used, bytes), *dequant = NULL;
+            float *value = chm_carve(at, &used, bytes), *grad = NULL, *dequant = NULL;
             void *codes = NULL, *scales = NULL;
+            if (gradients || p->role == CHM_ROLE_OWN) grad = chm_carve(at, &used, bytes);
             if (p->format != CHM_FORMAT_F32) {
-                dequant = chm_carve(at, &used, bytes);
+                if (gradients) dequant = chm_carve(at, &used, bytes);
                 codes = chm_carve(at, &used, chm_param_code_bytes(p, CHM_ENCODING_T2));
                 scales = chm_carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
             }
@@ -416,6 +417,10 @@ int chm_model_allocate(chm_model *m) {
     m->trainable = true;
     return CHM_OK;
 }
+
+int chm_model_allocate(chm_model *m) { return allocate(m, true); }
+
+int chm_model_allocate_forward(chm_model *m) { return allocate(m, false); }
 
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool) {
     int status = CHM_OK;

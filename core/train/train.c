@@ -90,32 +90,19 @@ static void plan_batches(chm_trainer *t) {
 static int allocate(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t rows = t->micro * t->batch.rows;
-    int status = chm_model_allocate(t->model);
+    int status = t->config->optimiser == CHM_OPTIMISER_MEZO ? chm_model_allocate_forward(t->model)
+                                                            : chm_model_allocate(t->model);
+    if (status == CHM_OK) status = chm_optimiser_allocate(t);
     if (status != CHM_OK) return status;
-    for (int i = 0; i < m->params; i++) {
-        if (m->param[i]->grad) t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
-        t->floats += (m->param[i]->count + 15) / 16 * 16;
-    }
-    t->piece = chm_alloc((size_t)t->pieces * sizeof *t->piece);
-    t->partial = chm_alloc((size_t)t->pieces * sizeof *t->partial);
-    t->m = chm_alloc_aligned((size_t)t->floats * sizeof *t->m);
-    t->v = chm_alloc_aligned((size_t)t->floats * sizeof *t->v);
     t->parent = chm_alloc((size_t)rows * sizeof *t->parent);
     t->id = chm_alloc((size_t)rows * sizeof *t->id);
     t->target = chm_alloc((size_t)rows * sizeof *t->target);
     t->position = chm_alloc((size_t)rows * sizeof *t->position);
     t->pick = chm_alloc((size_t)t->batch.streams * sizeof *t->pick);
     t->depth = chm_alloc((size_t)t->batch.streams * sizeof *t->depth);
-    if (t->piece == NULL || t->partial == NULL || t->m == NULL || t->v == NULL || t->parent == NULL || t->id == NULL ||
-        t->target == NULL || t->position == NULL || t->pick == NULL || t->depth == NULL)
+    if (t->parent == NULL || t->id == NULL || t->target == NULL || t->position == NULL || t->pick == NULL ||
+        t->depth == NULL)
         return CHM_E_MEMORY;
-    int64_t n = 0, offset = 0;
-    for (int i = 0; i < m->params; i++) {
-        chm_param *p = m->param[i];
-        for (int64_t first = 0; p->grad && first < p->count; first += CHM_PIECE)
-            t->piece[n++] = (chm_piece){p, first, CHM_MIN(p->count - first, CHM_PIECE), offset + first};
-        offset += (p->count + 15) / 16 * 16;
-    }
     if (t->batch.carry > 1) {
         t->stream = chm_alloc((size_t)t->batch.streams * sizeof *t->stream);
         t->slot = chm_alloc((size_t)t->micro * sizeof *t->slot);
@@ -512,10 +499,7 @@ static void release(chm_trainer *t) {
         if (t->stream[s].blob != NULL) chm_stream_finish(&t->stream[s]);
     chm_free(t->stream);
     chm_free(t->slot);
-    chm_free(t->piece);
-    chm_free(t->partial);
-    chm_free(t->m);
-    chm_free(t->v);
+    chm_optimiser_finish(t);
     chm_free(t->parent);
     chm_free(t->id);
     chm_free(t->target);
