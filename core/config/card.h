@@ -61,11 +61,9 @@ typedef struct chm_model_config {
     int32_t eos, pad;           /* token_ids */
 } chm_model_config;
 
-enum chm_optimiser { CHM_OPTIMISER_ADAMW, CHM_OPTIMISER_SGD, CHM_OPTIMISER_MUON, CHM_OPTIMISER_MEZO };
-
 struct chm_mezo_config {
     double epsilon, ternary_epsilon, revive;
-    int64_t samples;
+    int64_t samples; /* 0: another optimiser */
     bool signs;    /* directions of plus and minus one */
     bool unpacked; /* nothing but f32 parameters */
     bool skip_zeros;
@@ -79,10 +77,7 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t micro_tokens; /* most rows run at once (gradients accumulate); 0: chosen */
     int64_t carry;        /* segments a stream reads in a row with its state carried, before it jumps; 1: none */
     double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
-    enum chm_optimiser optimiser;
-    double momentum; /* of SGD or Muon */
-    bool nesterov;
-    int64_t iterations; /* of Muon */
+    const struct chm_plugin *optimiser; /* NULL: AdamW, or MeZO where mezo.samples > 0 */
     struct chm_mezo_config mezo;
     bool deep_zero_mask; /* training.deep_zero_mask */
     enum chm_schedule schedule;
@@ -111,6 +106,7 @@ struct chm_card_options {
     size_t set_count;
     bool read_environment;
     bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
+    bool trained;   /* of a model that is there: an optimiser that made it may be missing */
 };
 
 /* Loads, resolves and checks. `name`: a path, or the name of a card that comes with the library. On failure the

@@ -91,9 +91,8 @@ int chm_train_checkpoint_save(chm_trainer *t) {
     for (int k = 0; k <= CHM_OPTIMISER_ARRAYS; k++)
         for (int i = 0; i < m->params; i++) {
             const chm_param *p = m->param[i];
-            const char *part[CHM_OPTIMISER_ARRAYS] = {0};
-            if (k > chm_optimiser_arrays(t->config, p, part)) continue;
-            const char *kept = k == 0 ? "value" : part[k - 1];
+            if (k > chm_optimiser_arrays(t, i)) continue;
+            const char *kept = k == 0 ? "value" : chm_optimiser_array_name(t, i, k - 1);
             chm_st_tensor *s = &tensor[n++];
             const size_t length = strlen(kept) + 1 + strlen(p->name) + 1;
             char *name = chm_arena_take(&arena, length);
@@ -358,12 +357,10 @@ int chm_train_checkpoint_load(chm_trainer *t) {
     for (int i = 0; i < m->params; i++) {
         chm_param *p = m->param[i];
         const uint64_t bytes = (uint64_t)p->count * sizeof(float);
-        const char *part[CHM_OPTIMISER_ARRAYS] = {0};
-        const int arrays = chm_optimiser_arrays(t->config, p, part);
         snprintf(name, sizeof name, "value/%s", p->name);
         if ((status = load_tensor(t, file, name, CHM_ST_F32, p->value, bytes)) != CHM_OK) goto out;
-        for (int k = 0; k < arrays; k++) {
-            snprintf(name, sizeof name, "%s/%s", part[k], p->name);
+        for (int k = 0; k < chm_optimiser_arrays(t, i); k++) {
+            snprintf(name, sizeof name, "%s/%s", chm_optimiser_array_name(t, i, k), p->name);
             if ((status = load_tensor(t, file, name, CHM_ST_F32, t->state[i].array[k], bytes)) != CHM_OK) goto out;
         }
     }

@@ -42,7 +42,7 @@ static struct parts known_parts(const chm_trainer *t) {
     for (int i = 0; i < t->model->params; i++) {
         const chm_param *q = t->model->param[i];
         const uint64_t bytes = (uint64_t)q->count * sizeof(float);
-        const bool gradients = t->config->optimiser != CHM_OPTIMISER_MEZO;
+        const bool gradients = t->config->mezo.samples == 0;
         p.weights += bytes;
         if (gradients) p.gradients += bytes;
         if (q->format != CHM_FORMAT_F32)

@@ -46,11 +46,10 @@ int chm_mezo_allocate(chm_trainer *t) {
     if (z == NULL) return CHM_E_MEMORY;
     z->epsilon = chm_alloc(params * sizeof *z->epsilon);
     z->chosen = chm_alloc(params * sizeof *z->chosen);
-    z->zeros = chm_alloc(params * sizeof *z->zeros);
     z->key = chm_alloc(samples * sizeof *z->key);
     z->slope = chm_alloc(samples * sizeof *z->slope);
     z->storage = chm_alloc(CHM_MAX(bit_bytes(t), 1));
-    if (!z->epsilon || !z->chosen || !z->zeros || !z->key || !z->slope || !z->storage) return CHM_E_MEMORY;
+    if (!z->epsilon || !z->chosen || !z->key || !z->slope || !z->storage) return CHM_E_MEMORY;
     uint8_t *at = z->storage;
     for (size_t i = 0; i < params; i++) {
         const chm_param *p = t->model->param[i];
@@ -65,7 +64,6 @@ void chm_mezo_finish(chm_trainer *t) {
     if (t->mezo == NULL) return;
     chm_free(t->mezo->epsilon);
     chm_free(t->mezo->chosen);
-    chm_free(t->mezo->zeros);
     chm_free(t->mezo->key);
     chm_free(t->mezo->slope);
     chm_free(t->mezo->storage);
@@ -97,7 +95,6 @@ struct choosing {
     int number;
 };
 
-/* Rows; t->partial is not free here, so the count is taken from the bits afterwards. */
 static void choose_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct choosing *c = arg;
     const chm_param *p = c->t->model->param[c->number];
@@ -151,8 +148,8 @@ static void begin_step(chm_trainer *t) {
 
 /* ---- moving ---- */
 
-/* Numbers first .. first + n of a parameter's direction. */
-static void direction(const chm_trainer *t, uint64_t key, const chm_param *p, int64_t first, int64_t n, float *z) {
+void chm_mezo_direction(const chm_trainer *t, int64_t sample, const chm_param *p, int64_t first, int64_t n, float *z) {
+    const uint64_t key = t->mezo->key[sample];
     if (!t->config->mezo.signs) {
         chm_normals_from(key, CHM_RANDOM_DIRECTION, p->stream, first, n, z);
         return;
@@ -187,7 +184,7 @@ static void move_pieces(void *arg, int64_t begin, int64_t end, int worker) {
         const float by = (float)(v->by * e), decay = p->param->decay ? v->decay : 0;
         const float follow = (float)(v->follow * t->mezo->slope[v->sample] / e);
         const uint8_t *bits = t->mezo->chosen[p->number];
-        direction(t, t->mezo->key[v->sample], p->param, p->first, p->count, z);
+        chm_mezo_direction(t, v->sample, p->param, p->first, p->count, z);
         if (v->rehearse) w = memcpy(copy, w, (size_t)p->count * sizeof *w);
         int64_t row = p->first / p->param->in, column = p->first % p->param->in;
         for (int64_t k = 0; k < p->count; k++) {
@@ -248,6 +245,8 @@ int chm_mezo_passes(chm_trainer *t, int64_t targets, double *loss, int64_t *coun
     *norm = sqrt(squares / (double)c->samples);
     return CHM_OK;
 }
+
+double chm_mezo_slope(const chm_trainer *t, int64_t sample) { return t->mezo->slope[sample]; }
 
 void chm_mezo_undo(chm_trainer *t) { move(&(moving){.t = t, .sample = t->config->mezo.samples - 1, .by = 1}); }
 

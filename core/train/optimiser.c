@@ -11,37 +11,81 @@ static const float deep_zero = 0.3f; /* of the scale */
 
 static int64_t padded(const chm_param *p) { return (p->count + 15) / 16 * 16; }
 
-int chm_optimiser_arrays(const chm_train_config *c, const chm_param *p, const char *name[CHM_OPTIMISER_ARRAYS]) {
-    if (p->role == CHM_ROLE_OWN || c->optimiser == CHM_OPTIMISER_MEZO) return 0;
-    const bool muon = c->optimiser == CHM_OPTIMISER_MUON && chm_muon_takes(p);
-    if (muon || c->optimiser == CHM_OPTIMISER_SGD) {
-        name[0] = "momentum";
-        return muon || c->momentum > 0 ? 1 : 0;
+/* ---- what is kept ---- */
+
+int chm_optimiser_open(chm_trainer *t) {
+    const chm_model *m = t->model;
+    const struct chm_plugin *plugin = t->config->optimiser;
+    chm_arena_init(&t->arena);
+    if (plugin == NULL) return CHM_OK;
+    t->optimiser_self = chm_arena_zero(&t->arena, CHM_MAX(plugin->instance_size, 1));
+    t->told = chm_arena_zero(&t->arena, (size_t)m->params * sizeof *t->told);
+    if (t->optimiser_self == NULL || t->told == NULL) return CHM_E_MEMORY;
+    const int status = chm_card_plugin_options(m->card, plugin, t->optimiser_self, &t->arena);
+    if (status != CHM_OK) return status;
+    for (int i = 0; i < m->params; i++) {
+        const chm_param *p = m->param[i];
+        t->told[i] = (struct chm_optimiser_param){.size = sizeof *t->told,
+                                                  .role = (int32_t)p->role,
+                                                  .name = p->name,
+                                                  .out = p->out,
+                                                  .in = p->in,
+                                                  .rank = p->rank,
+                                                  .decay = p->decay};
     }
-    name[0] = "adam_m";
-    name[1] = "adam_v";
-    return 2;
+    t->optimiser = plugin->ops;
+    for (int i = 0; i < m->params; i++) {
+        const int arrays = chm_optimiser_arrays(t, i);
+        if (arrays < 0 || arrays > CHM_OPTIMISER_ARRAYS)
+            return chm_fail(CHM_E_PLUGIN, "optimiser %s keeps %d arrays of %s, expected 0..%d", plugin->name, arrays,
+                            m->param[i]->name, CHM_OPTIMISER_ARRAYS);
+    }
+    return CHM_OK;
+}
+
+/* Whether the plugin moves it. */
+static bool takes(const chm_trainer *t, int param) {
+    const struct chm_optimiser_ops *ops = t->optimiser;
+    if (ops == NULL || t->model->param[param]->role == CHM_ROLE_OWN) return false;
+    return ops->takes == NULL || ops->takes(t->optimiser_self, &t->told[param]);
+}
+
+int chm_optimiser_arrays(const chm_trainer *t, int param) {
+    if (t->model->param[param]->role == CHM_ROLE_OWN || t->config->mezo.samples > 0) return 0;
+    return takes(t, param) ? t->optimiser->arrays(t->optimiser_self, &t->told[param]) : 2;
+}
+
+const char *chm_optimiser_array_name(const chm_trainer *t, int param, int k) {
+    static const char *const adam[] = {"adam_m", "adam_v"};
+    static const char *const plain[CHM_OPTIMISER_ARRAYS] = {"state_0", "state_1", "state_2", "state_3"};
+    return takes(t, param) ? plain[k] : adam[k];
 }
 
 static size_t state_floats(const chm_trainer *t) {
-    const char *name[CHM_OPTIMISER_ARRAYS];
     size_t floats = 0;
     for (int i = 0; i < t->model->params; i++)
-        floats += (size_t)(chm_optimiser_arrays(t->config, t->model->param[i], name) * padded(t->model->param[i]));
+        floats += (size_t)(chm_optimiser_arrays(t, i) * padded(t->model->param[i]));
     return floats;
 }
 
-/* Of one worker; 0: none is needed. */
+/* Of the plugin's steps on one parameter. */
+static size_t scratch_of(const chm_trainer *t, int param) {
+    if (!takes(t, param) || t->optimiser->scratch == NULL) return 0;
+    return (t->optimiser->scratch(t->optimiser_self, &t->told[param]) + 15) / 16 * 16;
+}
+
+/* Of one worker; a whole parameter that is held as it was is kept behind what the step needs. */
 static size_t scratch_floats(const chm_trainer *t) {
     size_t most = 0;
-    for (int i = 0; i < t->model->params && t->config->optimiser == CHM_OPTIMISER_MUON; i++)
-        if (chm_muon_takes(t->model->param[i])) most = CHM_MAX(most, chm_muon_scratch(t->model->param[i]));
+    for (int i = 0; i < t->model->params; i++)
+        if (takes(t, i))
+            most = CHM_MAX(most, scratch_of(t, i) + (t->optimiser->whole ? (size_t)padded(t->model->param[i]) : 0));
     return most;
 }
 
 uint64_t chm_optimiser_bytes(const chm_trainer *t) {
-    if (t->config->optimiser == CHM_OPTIMISER_MEZO) return chm_mezo_bytes(t);
-    return sizeof(float) * (state_floats(t) + scratch_floats(t) * (size_t)chm_pool_threads(t->pool));
+    return chm_mezo_bytes(t) +
+           sizeof(float) * (state_floats(t) + scratch_floats(t) * (size_t)chm_pool_threads(t->pool));
 }
 
 int chm_optimiser_allocate(chm_trainer *t) {
@@ -55,32 +99,31 @@ int chm_optimiser_allocate(chm_trainer *t) {
     t->state_storage = chm_alloc_aligned(CHM_MAX(state_floats(t), 1) * sizeof *t->state_storage);
     if (t->piece == NULL || t->partial == NULL || t->state == NULL || t->state_storage == NULL) return CHM_E_MEMORY;
     if (scratch > 0) {
-        t->muon_scratch = chm_alloc((size_t)chm_pool_threads(t->pool) * sizeof *t->muon_scratch);
-        if (t->muon_scratch == NULL) return CHM_E_MEMORY;
+        t->scratch = chm_alloc((size_t)chm_pool_threads(t->pool) * sizeof *t->scratch);
+        if (t->scratch == NULL) return CHM_E_MEMORY;
         for (int i = 0; i < chm_pool_threads(t->pool); i++)
-            if ((t->muon_scratch[i] = chm_alloc_aligned(scratch * sizeof(float))) == NULL) return CHM_E_MEMORY;
+            if ((t->scratch[i] = chm_alloc_aligned(scratch * sizeof(float))) == NULL) return CHM_E_MEMORY;
     }
     float *at = t->state_storage;
     int64_t n = 0;
     for (int i = 0; i < m->params; i++) {
         chm_param *p = m->param[i];
-        const char *name[CHM_OPTIMISER_ARRAYS];
-        const int arrays = chm_optimiser_arrays(t->config, p, name);
-        for (int k = 0; k < arrays; k++, at += padded(p)) t->state[i].array[k] = at;
+        for (int k = 0; k < chm_optimiser_arrays(t, i); k++, at += padded(p)) t->state[i].array[k] = at;
         for (int64_t first = 0; p->role != CHM_ROLE_OWN && first < p->count; first += CHM_PIECE)
             t->piece[n++] = (chm_piece){p, i, first, CHM_MIN(p->count - first, CHM_PIECE)};
     }
-    return t->config->optimiser == CHM_OPTIMISER_MEZO ? chm_mezo_allocate(t) : CHM_OK;
+    return t->config->mezo.samples > 0 ? chm_mezo_allocate(t) : CHM_OK;
 }
 
 void chm_optimiser_finish(chm_trainer *t) {
-    for (int i = 0; t->muon_scratch != NULL && i < chm_pool_threads(t->pool); i++) chm_free(t->muon_scratch[i]);
-    chm_free(t->muon_scratch);
+    for (int i = 0; t->scratch != NULL && i < chm_pool_threads(t->pool); i++) chm_free(t->scratch[i]);
+    chm_free(t->scratch);
     chm_free(t->state_storage);
     chm_free(t->state);
     chm_free(t->piece);
     chm_free(t->partial);
     chm_mezo_finish(t);
+    chm_arena_finish(&t->arena);
 }
 
 void chm_optimiser_clear(chm_trainer *t) { memset(t->state_storage, 0, state_floats(t) * sizeof *t->state_storage); }
@@ -166,76 +209,71 @@ void chm_optimiser_mask(chm_trainer *t) {
 
 typedef struct update {
     chm_trainer *t;
-    float gscale, lr, weight_decay, bc1, bc2;
+    float gscale, bc1, bc2;
+    double lr, weight_decay;
+    int64_t applied;
     bool rehearse;
 } update;
 
-/* w -= lr (decay w + u), u the gradient, or with momentum m = momentum m + g either m or, in Nesterov's form,
- * g + momentum m: PyTorch's SGD, but that the decay is decoupled as AdamW's is. */
-static void sgd(float *restrict w, const float *restrict g, float *restrict m, int64_t n, const update *u,
-                float decay) {
-    const float momentum = (float)u->t->config->momentum;
-    const bool nesterov = u->t->config->nesterov;
-    for (int64_t i = 0; i < n; i++) {
-        float by = g[i] * u->gscale;
-        if (m) {
-            m[i] = momentum * m[i] + by;
-            by = nesterov ? by + momentum * m[i] : m[i];
-        }
-        w[i] -= u->lr * (decay * w[i] + by);
+/* One step of whoever moves the parameter, on a piece of it or all of it. `kept` has room for as many floats. */
+static void update_part(const update *u, const chm_piece *p, float *scratch, float *kept) {
+    const chm_trainer *t = u->t;
+    const chm_train_config *c = t->config;
+    const chm_param_state *state = &t->state[p->number];
+    float *w = p->param->value + p->first, *g = p->param->grad + p->first;
+    const size_t bytes = (size_t)p->count * sizeof *w;
+    const double decay = p->param->decay ? u->weight_decay : 0;
+    const bool hold = masked(t, p->param);
+    if (hold || u->rehearse) memcpy(kept, w, bytes);
+    if (takes(t, p->number)) {
+        struct chm_optimiser_step step = {
+            .size = sizeof step,
+            .param = &t->told[p->number],
+            .first = p->first,
+            .count = p->count,
+            .value = w,
+            .gradient = g,
+            .scratch = scratch,
+            .gradient_scale = (double)u->gscale,
+            .lr = u->lr,
+            .weight_decay = decay,
+            .step = u->applied,
+            .kernels = t->kernels,
+        };
+        for (int k = 0; k < CHM_OPTIMISER_ARRAYS; k++)
+            step.state[k] = state->array[k] ? state->array[k] + p->first : NULL;
+        t->optimiser->step(t->optimiser_self, &step);
+    } else {
+        t->kernels->adamw(w, g, state->array[0] + p->first, state->array[1] + p->first, p->count, u->gscale,
+                          (float)u->lr, (float)c->beta1, (float)c->beta2, (float)c->adam_eps, (float)decay, u->bc1,
+                          u->bc2);
     }
+    if (u->rehearse)
+        memcpy(w, kept, bytes);
+    else if (hold)
+        put_back(p, kept, w, kept);
+    memset(g, 0, bytes);
 }
+
+static bool whole(const chm_trainer *t, int param) { return takes(t, param) && t->optimiser->whole; }
 
 static void update_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     const update *u = arg;
-    const chm_train_config *c = u->t->config;
-    (void)worker;
     for (int64_t i = begin; i < end; i++) {
-        const chm_piece *p = &u->t->piece[i];
-        _Alignas(64) float scratch[CHM_PIECE];
-        float *w = p->param->value + p->first, *g = p->param->grad + p->first;
-        float *state[CHM_OPTIMISER_ARRAYS];
-        const size_t bytes = (size_t)p->count * sizeof *w;
-        const float decay = p->param->decay ? u->weight_decay : 0.0f;
-        if (c->optimiser == CHM_OPTIMISER_MUON && chm_muon_takes(p->param)) continue;
-        for (int k = 0; k < CHM_OPTIMISER_ARRAYS; k++) {
-            float *array = u->t->state[p->number].array[k];
-            state[k] = array ? array + p->first : NULL;
-        }
-        const bool hold = masked(u->t, p->param);
-        if (hold || u->rehearse) memcpy(scratch, w, bytes);
-        if (c->optimiser == CHM_OPTIMISER_SGD)
-            sgd(w, g, state[0], p->count, u, decay);
-        else
-            u->t->kernels->adamw(w, g, state[0], state[1], p->count, u->gscale, u->lr, (float)c->beta1, (float)c->beta2,
-                                 (float)c->adam_eps, decay, u->bc1, u->bc2);
-        if (u->rehearse)
-            memcpy(w, scratch, bytes);
-        else if (hold)
-            put_back(p, scratch, w, scratch);
-        memset(g, 0, bytes);
+        _Alignas(64) float kept[CHM_PIECE];
+        if (!whole(u->t, u->t->piece[i].number))
+            update_part(u, &u->t->piece[i], u->t->scratch ? u->t->scratch[worker] : NULL, kept);
     }
 }
 
-/* Matrix by matrix: each is one worker's from beginning to end. */
-static void update_matrices(void *arg, int64_t begin, int64_t end, int worker) {
+/* Each is one worker's from beginning to end. */
+static void update_wholes(void *arg, int64_t begin, int64_t end, int worker) {
     const update *u = arg;
     for (int64_t i = begin; i < end; i++) {
         chm_param *p = u->t->model->param[i];
-        if (!chm_muon_takes(p)) continue;
-        float *scratch = u->t->muon_scratch[worker];
-        const size_t bytes = (size_t)p->count * sizeof *p->value;
-        const bool hold = masked(u->t, p);
-        /* behind what the step itself needs */
-        float *kept = scratch + chm_muon_scratch(p) - p->count;
-        if (hold || u->rehearse) memcpy(kept, p->value, bytes);
-        chm_muon_step(u->t->kernels, u->t->config, p->value, p->grad, u->t->state[i].array[0], p->out, p->in, u->gscale,
-                      u->lr, p->decay ? u->weight_decay : 0.0f, scratch);
-        if (u->rehearse)
-            memcpy(p->value, kept, bytes);
-        else if (hold)
-            put_back(&(chm_piece){p, (int)i, 0, p->count}, kept, p->value, kept);
-        memset(p->grad, 0, bytes);
+        float *scratch = u->t->scratch ? u->t->scratch[worker] : NULL;
+        if (whole(u->t, (int)i))
+            update_part(u, &(chm_piece){p, (int)i, 0, p->count}, scratch, scratch + scratch_of(u->t, (int)i));
     }
 }
 
@@ -244,12 +282,13 @@ void chm_optimiser_update(chm_trainer *t, float gscale, double lr, double weight
     update u = {
         .t = t,
         .gscale = gscale,
-        .lr = (float)lr,
-        .weight_decay = (float)weight_decay,
+        .lr = lr,
+        .weight_decay = weight_decay,
+        .applied = applied,
         .bc1 = (float)(1 - pow(t->config->beta1, (double)applied)),
         .bc2 = (float)(1 - pow(t->config->beta2, (double)applied)),
         .rehearse = rehearse,
     };
-    if (t->muon_scratch != NULL) chm_parallel(t->pool, t->model->params, 1, update_matrices, &u);
+    if (t->optimiser != NULL && t->optimiser->whole) chm_parallel(t->pool, t->model->params, 1, update_wholes, &u);
     chm_parallel(t->pool, t->pieces, 2, update_pieces, &u);
 }

@@ -63,6 +63,7 @@ static int load_card(chm_trainer *t) {
     if (t->config == NULL || t->config->seq_len < 1 || t->config->batch_tokens < 1)
         return chm_fail(CHM_E_CONFIG, "%s: training.phases has no phase 'pretrain' with seq_len and batch_tokens",
                         t->options->card);
+    if ((status = chm_optimiser_open(t)) != CHM_OK) return status;
     status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
     if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
     t->model->made_with = &t->tokenizer;
@@ -87,11 +88,10 @@ static void plan_batches(chm_trainer *t) {
     t->micro = CHM_MIN(CHM_MAX(rows / c->seq_len, 1), t->batch.streams);
 }
 
-static int allocate(chm_trainer *t) {
+int chm_train_allocate(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t rows = t->micro * t->batch.rows;
-    int status = t->config->optimiser == CHM_OPTIMISER_MEZO ? chm_model_allocate_forward(t->model)
-                                                            : chm_model_allocate(t->model);
+    int status = t->config->mezo.samples > 0 ? chm_model_allocate_forward(t->model) : chm_model_allocate(t->model);
     if (status == CHM_OK) status = chm_optimiser_allocate(t);
     if (status != CHM_OK) return status;
     t->parent = chm_alloc((size_t)rows * sizeof *t->parent);
@@ -492,7 +492,7 @@ static int finish(chm_trainer *t, chm_train_result *result) {
         (long long)t->run.skipped, (long long)t->run.step, loss, t->model_path, t->config->lr, t->config->grad_clip);
 }
 
-static void release(chm_trainer *t) {
+void chm_train_release(chm_trainer *t) {
     if (t->log != NULL) fclose(t->log);
     if (t->lock >= 0) close(t->lock); /* and with it the lock */
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++)
@@ -564,7 +564,7 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
                      options->data[0], (long long)t.corpus.longest, (long long)run_tokens, (long long)t.corpus.longest);
         goto out;
     }
-    if ((status = allocate(&t)) != CHM_OK) goto out;
+    if ((status = chm_train_allocate(&t)) != CHM_OK) goto out;
     if (!options->dry_run) {
         if ((status = lock_directory(&t)) != CHM_OK) goto out;
         /* once more, now that nobody else can be at it */
@@ -589,6 +589,6 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
     result->seconds = chm_train_seconds(&t);
 out:
     chm_text_close(&text);
-    release(&t);
+    chm_train_release(&t);
     return status;
 }

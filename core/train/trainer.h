@@ -10,7 +10,6 @@
 enum { CHM_PIECE = 1 << 14, CHM_MOST_SKIPPED = 50 };
 
 /* What the optimiser keeps of one parameter: arrays of as many floats; NULL: fewer of them. */
-enum { CHM_OPTIMISER_ARRAYS = 2 };
 typedef struct chm_param_state {
     float *array[CHM_OPTIMISER_ARRAYS];
 } chm_param_state;
@@ -75,9 +74,14 @@ typedef struct chm_trainer {
     double *partial;        /* [pieces] */
     chm_param_state *state; /* [model->params], in state_storage */
     float *state_storage;
-    float **muon_scratch; /* [threads]; NULL: not Muon */
-    chm_mezo *mezo;       /* NULL: another optimiser */
-    bool peek;            /* passes leave their streams where they were */
+    /* of the card's optimiser plugin: */
+    const struct chm_optimiser_ops *optimiser; /* NULL: AdamW or MeZO */
+    void *optimiser_self;
+    struct chm_optimiser_param *told; /* [model->params] */
+    float **scratch;                  /* [threads]; NULL: none is needed */
+    chm_arena arena;                  /* all three, and the texts in them */
+    chm_mezo *mezo;                   /* NULL: another optimiser */
+    bool peek;                        /* passes leave their streams where they were */
 
     chm_stream_state *stream; /* [batch.streams]; NULL when no state is carried */
     chm_stream_state **slot;  /* [micro], those of a pass */
@@ -142,25 +146,22 @@ void chm_train_clear(chm_trainer *t);     /* gradients and tallies to zero */
 void chm_train_clear_all(chm_trainer *t); /* and the optimiser, and the streams */
 int chm_train_step(chm_trainer *t, double *lr);
 
-/* ---- optimiser.c, muon.c ---- */
-/* The names in files of the arrays that are kept of a parameter; returns how many, 0..CHM_OPTIMISER_ARRAYS. */
-int chm_optimiser_arrays(const chm_train_config *c, const chm_param *p, const char *name[CHM_OPTIMISER_ARRAYS]);
-/* Pieces, state and scratch of the optimiser; the model has its storage. Bytes of all that, for the forecast. */
+/* ---- optimiser.c ---- */
+/* Makes the card's optimiser ready to be asked; chm_optimiser_finish() in any case. */
+int chm_optimiser_open(chm_trainer *t);
+/* Pieces, state and scratch; the model has its storage. */
 int chm_optimiser_allocate(chm_trainer *t);
-uint64_t chm_optimiser_bytes(const chm_trainer *t);
 void chm_optimiser_finish(chm_trainer *t);
+uint64_t chm_optimiser_bytes(const chm_trainer *t); /* of state and scratch, also before they are allocated */
+/* How many arrays are kept of a parameter, and the k-th one's name in files. */
+int chm_optimiser_arrays(const chm_trainer *t, int param);
+const char *chm_optimiser_array_name(const chm_trainer *t, int param, int k);
 void chm_optimiser_clear(chm_trainer *t);  /* its state to zero */
 double chm_optimiser_norm(chm_trainer *t); /* of the gradient, over all parameters */
 void chm_optimiser_mask(chm_trainer *t);   /* training.deep_zero_mask, on the gradient */
 /* What a step does once its gradient is there, which is multiplied by gscale; clears it. applied: from 1. rehearse:
  * everything but the weights. */
 void chm_optimiser_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse);
-/* Whether Muon moves this parameter; the others are AdamW's. */
-bool chm_muon_takes(const chm_param *p);
-size_t chm_muon_scratch(const chm_param *p); /* floats */
-/* One step on a matrix [out, in] (muon.c has the rule). g becomes anything. */
-void chm_muon_step(const struct chm_kernels *k, const chm_train_config *c, float *w, float *g, float *momentum,
-                   int64_t out, int64_t in, float gscale, float lr, float weight_decay, float *scratch);
 
 /* ---- mezo.c: another kind of step ---- */
 int chm_mezo_allocate(chm_trainer *t); /* after chm_optimiser_allocate */
@@ -172,7 +173,16 @@ void chm_mezo_finish(chm_trainer *t);
 int chm_mezo_passes(chm_trainer *t, int64_t targets, double *loss, int64_t *counted, double *norm);
 void chm_mezo_update(chm_trainer *t, double gscale, double lr, double weight_decay);
 void chm_mezo_undo(chm_trainer *t);
+/* Of a sample of the last step: numbers first .. first + n of a parameter's direction, and half the difference of the
+ * two mean losses. */
+void chm_mezo_direction(const chm_trainer *t, int64_t sample, const chm_param *p, int64_t first, int64_t n, float *z);
+double chm_mezo_slope(const chm_trainer *t, int64_t sample);
 void chm_mezo_rehearse(chm_trainer *t); /* the work of a step besides its passes and quantisations, without a trace */
+
+/* ---- train.c ---- */
+/* Everything that a run keeps in memory besides its corpus, of a card that was loaded; chm_train_release(). */
+int chm_train_allocate(chm_trainer *t);
+void chm_train_release(chm_trainer *t);
 
 /* ---- forecast.c ---- */
 /* Refuses when what is known to be needed is not there; before anything large is allocated. */
