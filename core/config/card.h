@@ -79,7 +79,8 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
     const struct chm_plugin *optimiser; /* NULL: AdamW, or MeZO where mezo.samples > 0 */
     struct chm_mezo_config mezo;
-    bool deep_zero_mask; /* training.deep_zero_mask */
+    bool deep_zero_mask;         /* training.deep_zero_mask */
+    bool gradient_checkpointing; /* training.gradient_checkpointing */
     enum chm_schedule schedule;
     int64_t warmup_steps;
     double decay_fraction;                              /* wsd: last part of the run */

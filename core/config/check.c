@@ -500,6 +500,7 @@ static void resolve_optimiser(chm_card *card, chm_value *name) {
     size_t n = 0;
     chm_train_config *t = &card->train;
     t->deep_zero_mask = is_on(card, "training.deep_zero_mask");
+    t->gradient_checkpointing = is_on(card, "training.gradient_checkpointing");
     if (!name || name->type != CHM_VALUE_STRING || strcmp(name->text, own[0]) == 0) return;
     if (strcmp(name->text, own[1]) == 0) {
         resolve_mezo(card);

@@ -400,6 +400,8 @@ static const struct chm_schema_row rows[] = {
          "Which predictions count: all, or only the byte that follows a '='; answers needs tokenizer.type = bytes."),
     BOOL("training.deep_zero_mask", "false",
          "Ternary weights below 0.3 of their group's scale get no gradient and are not moved; the share is logged."),
+    BOOL("training.gradient_checkpointing", "false",
+         "Of what a block computes only its ends are kept; the way back computes it again. Not inside the loop."),
     SECTION("training.mezo", "Options of the optimizer MeZO, which has no gradient (arXiv:2305.17333)."),
     FLOAT("training.mezo.epsilon", "0.001", 1e-6, 1, "How far parameters are moved to measure the loss."),
     FLOAT("training.mezo.ternary_epsilon", "0.1", 1e-4, 10,

@@ -466,9 +466,17 @@ void chm_model_after_step(chm_model *m, chm_layer_report report, void *user) {
     chm_model_clear_tallies(m);
 }
 
-static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int first_state, chm_tensor *x) {
+/* One residual block at its place in the stack. */
+typedef struct placed {
+    const chm_layer *layer;
+    int index, first_state;
+} placed;
+
+static chm_tensor *block(const void *user, chm_context *c, chm_tensor *x) {
+    const placed *at = user;
+    const chm_layer *layer = at->layer;
     chm_graph *g = chm_context_graph(c);
-    chm_context_enter(c, index, layer->part, first_state);
+    chm_context_enter(c, at->index, layer->part, at->first_state);
     chm_tensor *y = layer->ops->forward(layer->self, g, chm_rmsnorm(g, x, layer->norm, 0));
     if (y && (y->rows != x->rows || y->width != x->width))
         return chm_refuse(c, CHM_E_PLUGIN, "%s: plugin %s returned [%lld, %lld] for [%lld, %lld]", layer->part,
@@ -479,10 +487,12 @@ static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int 
 
 /* Layers first..last; copy: which set of their states, where the passes of the loop have one each */
 static chm_tensor *blocks(const chm_model *m, chm_context *c, int64_t first, int64_t last, int copy, chm_tensor *x) {
-    for (int64_t i = first; i <= last && x; i++) {
-        const chm_layer *mixer = &m->mixer[i], *ffn = &m->ffn[i];
-        x = block(c, mixer, (int)i, mixer->first_state + copy * mixer->states, x);
-        x = block(c, ffn, (int)i, ffn->first_state + copy * ffn->states, x);
+    for (int64_t i = 2 * first; i < 2 * (last + 1) && x; i++) {
+        const chm_layer *layer = i % 2 ? &m->ffn[i / 2] : &m->mixer[i / 2];
+        placed *at = chm_context_take(c, sizeof *at);
+        if (!at) return NULL;
+        *at = (placed){layer, (int)(i / 2), layer->first_state + copy * layer->states};
+        x = chm_recompute(c, x, at->first_state, layer->states, block, at);
     }
     return x;
 }

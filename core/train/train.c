@@ -114,8 +114,11 @@ int chm_train_allocate(chm_trainer *t) {
     t->training_kernels = chm_kernels_training(t->runtime);
     if (t->exact_kernels == NULL || t->training_kernels == NULL) return CHM_E_MEMORY;
     status = chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
-    if (status == CHM_OK) chm_train_watch(t);
-    return status;
+    if (status != CHM_OK) return status;
+    /* without a way back there is nothing to compute again, and forgetting is free */
+    chm_context_recompute(t->context, t->config->gradient_checkpointing || t->mezo != NULL);
+    chm_train_watch(t);
+    return CHM_OK;
 }
 
 /* ---- the run directory ---- */
