@@ -40,7 +40,8 @@ static void forget(chm_context *c, const memory *m) {
     c->again = m->again;
 }
 
-/* The states of a part in all slots, out of the streams or back into them; returns the bytes of it. */
+/* The states of a part in all slots, out of the streams or back into them; returns the bytes of it. There are streams.
+ */
 static size_t copy_states(chm_context *c, const part *p, bool back) {
     size_t bytes = 0;
     for (int slot = 0; slot < c->slots; slot++)
@@ -79,7 +80,7 @@ static void run_again(chm_context *c, chm_node *n) {
         c->spare = NULL;
         c->again = true;
         c->unrecorded = false;
-        copy_states(c, p, true);
+        if (p->before) copy_states(c, p, true);
         chm_tensor *y = p->run(p->user, c, x);
         if (y && !c->status) {
             y->grad = n->out->grad;

@@ -271,7 +271,7 @@ static void update_wholes(void *arg, int64_t begin, int64_t end, int worker) {
     const update *u = arg;
     for (int64_t i = begin; i < end; i++) {
         chm_param *p = u->t->model->param[i];
-        float *scratch = u->t->scratch ? u->t->scratch[worker] : NULL;
+        float *scratch = u->t->scratch[worker];
         if (whole(u->t, (int)i))
             update_part(u, &(chm_piece){p, (int)i, 0, p->count}, scratch, scratch + scratch_of(u->t, (int)i));
     }

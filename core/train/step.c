@@ -74,7 +74,8 @@ int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, 
     if (t->mezo == NULL && (status = chm_backward(t->context)) != CHM_OK) return status;
     t->run.depth.rows += depth.rows;
     t->run.depth.sum += depth.sum;
-    for (int64_t s = 0; carries && s < count; s++) slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
+    for (int64_t s = 0; slots != NULL && carries && s < count; s++)
+        slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
     return CHM_OK;
 }
 
