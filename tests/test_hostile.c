@@ -472,13 +472,15 @@ static void on_progress(void *user, const chm_progress *p) {
     if (stop_after_step > 0 && p->message == NULL && p->step >= stop_after_step) stop = 1;
 }
 
+static const chm_overlay *trained_with = &bare;
+
 static int train_steps(const char *out, bool resume, chm_string *result) {
     stop = 0;
     const char *data = in_folder("words.txt"), *held = in_folder("held.txt");
     const chm_train_options options = {
         .size = sizeof options,
         .card = in_folder("card.json"),
-        .overlay = &bare,
+        .overlay = trained_with,
         .data = &data,
         .data_count = 1,
         .validation = &held,
@@ -574,6 +576,16 @@ static void no_memory_in_training(void **state) {
     half_a_run();
     sweep(&(struct path){
         .name = "resume with another card", .run = run_resume_otherwise, .most = 400, .refused = CHM_E_CONFIG});
+    static const char *const others[][3] = {
+        {"train with Muon", "training.pretrain.optimizer=Muon", "training.gradient_checkpointing=true"},
+        {"train with MeZO", "training.pretrain.optimizer=MeZO", "training.mezo.skip_zeros=true"}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(others); i++) {
+        const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set = &others[i][1], .set_count = 2};
+        trained_with = &overlay;
+        sweep(&(struct path){
+            .name = others[i][0], .run = run_train, .before = no_run, .again = run_train_again, .most = 100});
+        trained_with = &bare;
+    }
 }
 
 /* ---- damaged files ---- */

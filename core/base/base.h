@@ -73,7 +73,14 @@ typedef struct chm_arena {
 void chm_arena_init(chm_arena *a);
 void *chm_arena_take(chm_arena *a, size_t bytes); /* contents undefined; NULL when out of memory */
 void *chm_arena_zero(chm_arena *a, size_t bytes); /* zeroed */
-void chm_arena_reset(chm_arena *a);               /* keeps the memory for the next pass */
+/* Where it stands, and back there: what was taken in between is gone, and its memory is kept for what comes next. */
+typedef struct chm_arena_mark {
+    struct chm_arena_block *block;
+    size_t block_used, used;
+} chm_arena_mark;
+chm_arena_mark chm_arena_here(const chm_arena *a);
+void chm_arena_back(chm_arena *a, chm_arena_mark mark);
+void chm_arena_reset(chm_arena *a); /* keeps the memory for the next pass */
 void chm_arena_finish(chm_arena *a);
 
 /* ---- growing strings ---- */
@@ -96,7 +103,9 @@ enum chm_purpose {
     CHM_RANDOM_SAMPLE,
     CHM_RANDOM_TEST,
     CHM_RANDOM_LOOP,
-    CHM_RANDOM_TASK
+    CHM_RANDOM_TASK,
+    CHM_RANDOM_DIRECTION,
+    CHM_RANDOM_REVIVE
 };
 void chm_philox(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint32_t out[4]);
 double chm_uniform_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b);                 /* in (0,1), 53 bits */

@@ -42,12 +42,14 @@ static struct parts known_parts(const chm_trainer *t) {
     for (int i = 0; i < t->model->params; i++) {
         const chm_param *q = t->model->param[i];
         const uint64_t bytes = (uint64_t)q->count * sizeof(float);
+        const bool gradients = t->config->mezo.samples == 0;
         p.weights += bytes;
-        p.gradients += bytes;
-        p.optimiser += 2 * bytes;
+        if (gradients) p.gradients += bytes;
         if (q->format != CHM_FORMAT_F32)
-            p.weights += bytes + chm_param_code_bytes(q, CHM_ENCODING_T2) + chm_param_scale_bytes(q, group);
+            p.weights +=
+                (gradients ? bytes : 0) + chm_param_code_bytes(q, CHM_ENCODING_T2) + chm_param_scale_bytes(q, group);
     }
+    p.optimiser = chm_optimiser_bytes(t);
     if (t->batch.carry > 1) p.streams = (uint64_t)t->batch.streams * t->model->layout.bytes;
     /* a token a byte, until it is known */
     for (uint32_t i = 0; t->corpus.tokens == 0 && i < t->options->data_count; i++) {
@@ -131,9 +133,14 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     }
     for (int i = 0; i < 2; i++) {
         const double at = chm_now();
-        if ((status = chm_model_quantise(t->model, t->kernels, t->pool)) != CHM_OK) return status;
-        (void)chm_train_norm(t);
-        chm_train_update(t, 1, 0, 0, 1, true);
+        for (int64_t k = 0; k < (t->mezo ? 2 * t->config->mezo.samples + 1 : 1); k++)
+            if ((status = chm_model_quantise(t->model, t->kernels, t->pool)) != CHM_OK) return status;
+        if (t->mezo)
+            chm_mezo_rehearse(t);
+        else {
+            (void)chm_optimiser_norm(t);
+            chm_optimiser_update(t, 1, 0, 0, 1, true);
+        }
         rest_time[i] = chm_now() - at;
     }
     chm_train_clear_all(t);
@@ -143,7 +150,8 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     /* Passes of several depths of the loop have no typical time, only a mean. */
     const double stream_seconds =
         t->model->config->loop.enabled ? looped / (double)streams : typical(pass_time, samples) / (double)t->micro;
-    *step_seconds = stream_seconds * (double)b->streams + CHM_MIN(rest_time[0], rest_time[1]);
+    const double rounds = t->mezo ? 2 * (double)t->config->mezo.samples : 1; /* of passes in a step */
+    *step_seconds = stream_seconds * (double)b->streams * rounds + CHM_MIN(rest_time[0], rest_time[1]);
     return CHM_OK;
 }
 

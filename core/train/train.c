@@ -63,6 +63,7 @@ static int load_card(chm_trainer *t) {
     if (t->config == NULL || t->config->seq_len < 1 || t->config->batch_tokens < 1)
         return chm_fail(CHM_E_CONFIG, "%s: training.phases has no phase 'pretrain' with seq_len and batch_tokens",
                         t->options->card);
+    if ((status = chm_optimiser_open(t)) != CHM_OK) return status;
     status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
     if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
     t->model->made_with = &t->tokenizer;
@@ -87,35 +88,21 @@ static void plan_batches(chm_trainer *t) {
     t->micro = CHM_MIN(CHM_MAX(rows / c->seq_len, 1), t->batch.streams);
 }
 
-static int allocate(chm_trainer *t) {
+int chm_train_allocate(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t rows = t->micro * t->batch.rows;
-    int status = chm_model_allocate(t->model);
+    int status = t->config->mezo.samples > 0 ? chm_model_allocate_forward(t->model) : chm_model_allocate(t->model);
+    if (status == CHM_OK) status = chm_optimiser_allocate(t);
     if (status != CHM_OK) return status;
-    for (int i = 0; i < m->params; i++) {
-        if (m->param[i]->grad) t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
-        t->floats += (m->param[i]->count + 15) / 16 * 16;
-    }
-    t->piece = chm_alloc((size_t)t->pieces * sizeof *t->piece);
-    t->partial = chm_alloc((size_t)t->pieces * sizeof *t->partial);
-    t->m = chm_alloc_aligned((size_t)t->floats * sizeof *t->m);
-    t->v = chm_alloc_aligned((size_t)t->floats * sizeof *t->v);
     t->parent = chm_alloc((size_t)rows * sizeof *t->parent);
     t->id = chm_alloc((size_t)rows * sizeof *t->id);
     t->target = chm_alloc((size_t)rows * sizeof *t->target);
     t->position = chm_alloc((size_t)rows * sizeof *t->position);
     t->pick = chm_alloc((size_t)t->batch.streams * sizeof *t->pick);
     t->depth = chm_alloc((size_t)t->batch.streams * sizeof *t->depth);
-    if (t->piece == NULL || t->partial == NULL || t->m == NULL || t->v == NULL || t->parent == NULL || t->id == NULL ||
-        t->target == NULL || t->position == NULL || t->pick == NULL || t->depth == NULL)
+    if (t->parent == NULL || t->id == NULL || t->target == NULL || t->position == NULL || t->pick == NULL ||
+        t->depth == NULL)
         return CHM_E_MEMORY;
-    int64_t n = 0, offset = 0;
-    for (int i = 0; i < m->params; i++) {
-        chm_param *p = m->param[i];
-        for (int64_t first = 0; p->grad && first < p->count; first += CHM_PIECE)
-            t->piece[n++] = (chm_piece){p, first, CHM_MIN(p->count - first, CHM_PIECE), offset + first};
-        offset += (p->count + 15) / 16 * 16;
-    }
     if (t->batch.carry > 1) {
         t->stream = chm_alloc((size_t)t->batch.streams * sizeof *t->stream);
         t->slot = chm_alloc((size_t)t->micro * sizeof *t->slot);
@@ -127,8 +114,11 @@ static int allocate(chm_trainer *t) {
     t->training_kernels = chm_kernels_training(t->runtime);
     if (t->exact_kernels == NULL || t->training_kernels == NULL) return CHM_E_MEMORY;
     status = chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
-    if (status == CHM_OK) chm_train_watch(t);
-    return status;
+    if (status != CHM_OK) return status;
+    /* without a way back there is nothing to compute again, and forgetting is free */
+    chm_context_recompute(t->context, t->config->gradient_checkpointing || t->mezo != NULL);
+    chm_train_watch(t);
+    return CHM_OK;
 }
 
 /* ---- the run directory ---- */
@@ -505,17 +495,14 @@ static int finish(chm_trainer *t, chm_train_result *result) {
         (long long)t->run.skipped, (long long)t->run.step, loss, t->model_path, t->config->lr, t->config->grad_clip);
 }
 
-static void release(chm_trainer *t) {
+void chm_train_release(chm_trainer *t) {
     if (t->log != NULL) fclose(t->log);
     if (t->lock >= 0) close(t->lock); /* and with it the lock */
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++)
         if (t->stream[s].blob != NULL) chm_stream_finish(&t->stream[s]);
     chm_free(t->stream);
     chm_free(t->slot);
-    chm_free(t->piece);
-    chm_free(t->partial);
-    chm_free(t->m);
-    chm_free(t->v);
+    chm_optimiser_finish(t);
     chm_free(t->parent);
     chm_free(t->id);
     chm_free(t->target);
@@ -580,7 +567,7 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
                      options->data[0], (long long)t.corpus.longest, (long long)run_tokens, (long long)t.corpus.longest);
         goto out;
     }
-    if ((status = allocate(&t)) != CHM_OK) goto out;
+    if ((status = chm_train_allocate(&t)) != CHM_OK) goto out;
     if (!options->dry_run) {
         if ((status = lock_directory(&t)) != CHM_OK) goto out;
         /* once more, now that nobody else can be at it */
@@ -605,6 +592,6 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
     result->seconds = chm_train_seconds(&t);
 out:
     chm_text_close(&text);
-    release(&t);
+    chm_train_release(&t);
     return status;
 }
