@@ -200,6 +200,25 @@ static void edited(const char *from, const char *to, const char *without, const 
     close_file(&o);
 }
 
+/* The plain file again, with one entry of its metadata changed or added. */
+static void told(const char *from, const char *to, const char *key, const char *value) {
+    struct opened o = open_file(from);
+    const char **keys = chm_alloc(((size_t)o.file->metas + 1) * sizeof *keys);
+    const char **values = chm_alloc(((size_t)o.file->metas + 1) * sizeof *values);
+    int n = 0;
+    for (int i = 0; i < o.file->metas; i++) {
+        if (!strcmp(o.file->meta_key[i], key)) continue;
+        keys[n] = o.file->meta_key[i];
+        values[n++] = o.file->meta_value[i];
+    }
+    keys[n] = key;
+    values[n++] = value;
+    must(chm_safetensors_write(in_folder(to), o.file->tensor, o.file->count, keys, values, n, false));
+    chm_free(keys);
+    chm_free(values);
+    close_file(&o);
+}
+
 static void plain(void **state) {
     (void)state;
     chm_convert_result r;
@@ -209,6 +228,10 @@ static void plain(void **state) {
     assert_int_equal(r.quantised, 0);
     assert_same("nano.b158", "back/nano.b158");
     assert_same("nano_experts.b158", "back/nano_experts.b158");
+    /* what another program says in the metadata is not taken for what only a second file says */
+    told("nano.safetensors", "told.safetensors", "part", "experts");
+    must(convert("told.safetensors", "back/nano.b158", NULL, NULL, false, NULL));
+    assert_same("nano.b158", "back/nano.b158");
     must(convert("nano.safetensors", "back/nano.b158", "t2", NULL, false, NULL));
     must(convert("nano.b158", "nano2.b158", "t2", NULL, false, NULL));
     struct opened two = open_file("back/nano.b158");
@@ -424,6 +447,52 @@ static void packed(void **state) {
     assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
 }
 
+/* A packed matrix `a`, and a vector that is called `name`; with `told` what they are is said as a plain file of ours
+ * says it. */
+static void write_named(const char *path, const char *name, float scale, bool told) {
+    static const uint8_t codes[4][64];
+    static const float weight[16][64], number[6] = {1, 2, 3, 4, 5, 6};
+    char key[64];
+    snprintf(key, sizeof key, "encoding.%s", name);
+    const char *const keys[] = {"card", "encoding.a", key}, *const values[] = {"{}", "t5;out=16;in=64;group=64", "f32"};
+    const chm_st_tensor packed = {"a", CHM_ST_U8, 2, {4, 64}, codes[0], sizeof codes};
+    const chm_st_tensor plain = {"a", CHM_ST_F32, 2, {16, 64}, (const uint8_t *)weight[0], sizeof weight};
+    const chm_st_tensor tensor[] = {told ? plain : packed,
+                                    {name, CHM_ST_F32, 1, {6}, (const uint8_t *)number, sizeof number},
+                                    {"a_scale", CHM_ST_F32, 1, {1}, (const uint8_t *)&scale, sizeof scale}};
+    must(chm_safetensors_write(in_folder(path), tensor, told ? 2 : 3, keys, values, told ? 3 : 0, false));
+}
+
+/* Names of others that mean something here are refused, and not found to be there twice while they are written. */
+static void names_of_others(void **state) {
+    (void)state;
+    static const char *const taken[] = {"a.codes", "a.scales", "tokenizer.file", "_pad.0"};
+    static const char *const said[] = {"'a' is stored in", "'a' is stored in", "the tokenizer's file", "padding"};
+    char quoted[32];
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(taken); i++) {
+        snprintf(quoted, sizeof quoted, "tensor '%s'", taken[i]);
+        write_named("named.safetensors", taken[i], 1, false);
+        refused(convert("named.safetensors", "no.b158", NULL, "autobitlinear", false, NULL), CHM_E_DATA, quoted,
+                said[i]);
+        refused(convert("named.safetensors", "no.safetensors", NULL, "bitlinear", false, NULL), CHM_E_DATA, quoted,
+                said[i]);
+    }
+    write_named("named.safetensors", "a.codes", 1, true);
+    refused(convert("named.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, "tensor 'a.codes'",
+            "'a' is stored in");
+    assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
+    assert_int_equal(access(in_folder("no.safetensors"), F_OK), -1);
+    /* and those that do not are taken, to the end of the way */
+    static const char *const free_names[] = {"a.q", "a.codes.x", "A.codes", "tokenizer.files", "codes"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(free_names); i++) {
+        write_named("named.safetensors", free_names[i], 1, false);
+        must(convert("named.safetensors", "named_a.b158", NULL, "autobitlinear", false, NULL));
+        must(convert("named_a.b158", "plain.safetensors", NULL, NULL, false, NULL));
+        must(convert("plain.safetensors", "back/named_a.b158", NULL, NULL, false, NULL));
+        assert_same("named_a.b158", "back/named_a.b158");
+    }
+}
+
 /* A matrix that fits sherry goes through all three encodings. */
 static void packed_sparse(void **state) {
     (void)state;
@@ -518,7 +587,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(encodings),     cmocka_unit_test(sherry),         cmocka_unit_test(bits_per_weight),
         cmocka_unit_test(plain),         cmocka_unit_test(refusals),       cmocka_unit_test(packed),
-        cmocka_unit_test(packed_sparse), cmocka_unit_test(master_weights),
+        cmocka_unit_test(packed_sparse), cmocka_unit_test(master_weights), cmocka_unit_test(names_of_others),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
