@@ -225,7 +225,7 @@ static void plain(void **state) {
     const char *matrix = "layers.0.mixer.q";
     must(convert("nano.b158", "nano.safetensors", NULL, NULL, false, NULL));
     must(convert("nano.safetensors", "back/nano.b158", NULL, NULL, false, &r));
-    assert_int_equal(r.quantised, 0);
+    assert_true(r.quantised == 0 && r.rescaled == 0);
     assert_same("nano.b158", "back/nano.b158");
     assert_same("nano_experts.b158", "back/nano_experts.b158");
     /* what another program says in the metadata is not taken for what only a second file says */
@@ -265,7 +265,7 @@ static void plain(void **state) {
     /* scales that went missing are found: other bytes may come of it, the same weights always */
     edited("nano.safetensors", "bare.safetensors", ".scales", NULL, 0);
     must(convert("bare.safetensors", "bare.b158", NULL, NULL, false, &r));
-    assert_int_equal(r.quantised, 0);
+    assert_true(r.quantised == 0 && r.rescaled == 0);
     must(convert("bare.b158", "bare2.safetensors", NULL, NULL, false, NULL));
     struct opened a = open_file("nano.safetensors"), b = open_file("bare2.safetensors");
     for (int i = 0; i < a.file->count; i++) {
@@ -285,14 +285,24 @@ static void plain(void **state) {
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, true, NULL), CHM_E_DATA, matrix, "finite");
     edited("nano.safetensors", "odd.safetensors", NULL, "embedding", 0.123456f);
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, "'embedding'", "int8");
-    /* scales that do not fit their weights are not believed */
-    edited("nano.safetensors", "odd.safetensors", NULL, "embedding.scale", 1.0f);
-    must(convert("odd.safetensors", "odd.b158", NULL, NULL, false, &r));
-    must(convert("odd.b158", "odd2.safetensors", NULL, NULL, false, NULL));
-    a = open_file("nano.safetensors"), b = open_file("odd2.safetensors");
-    assert_memory_equal(floats(&a, "embedding"), floats(&b, "embedding"), 258 * 128 * sizeof(float));
-    close_file(&a);
-    close_file(&b);
+    /* scales that do not fit their weights are not believed, and how many matrices have such is told */
+    static const struct {
+        const char *scales, *weights;
+        float number;
+        uint64_t count;
+    } unfit[] = {{"embedding.scale", "embedding", 1.0f, 258 * 128},
+                 {"layers.0.mixer.q.scales", "layers.0.mixer.q", NAN, 128 * 128},
+                 {"layers.0.mixer.q.scales", "layers.0.mixer.q", 3e38f, 128 * 128}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(unfit); i++) {
+        edited("nano.safetensors", "odd.safetensors", NULL, unfit[i].scales, unfit[i].number);
+        must(convert("odd.safetensors", "odd.b158", NULL, NULL, false, &r));
+        assert_true(r.quantised == 0 && r.rescaled == 1);
+        must(convert("odd.b158", "odd2.safetensors", NULL, NULL, false, NULL));
+        a = open_file("nano.safetensors"), b = open_file("odd2.safetensors");
+        assert_memory_equal(floats(&a, unfit[i].weights), floats(&b, unfit[i].weights), unfit[i].count * sizeof(float));
+        close_file(&a);
+        close_file(&b);
+    }
     edited("nano.safetensors", "odd.safetensors", matrix, NULL, 0);
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, matrix, "");
     assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
@@ -463,6 +473,20 @@ static void write_named(const char *path, const char *name, float scale, bool to
     must(chm_safetensors_write(in_folder(path), tensor, told ? 2 : 3, keys, values, told ? 3 : 0, false));
 }
 
+/* A scale is multiplied by up to 255: finite is not enough. */
+static void scales_of_others(void **state) {
+    (void)state;
+    static const float unfit[] = {3e38f, 1.4e36f, 0, -1, NAN};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(unfit); i++) {
+        write_named("scaled.safetensors", "b", unfit[i], false);
+        refused(convert("scaled.safetensors", "no.b158", NULL, "autobitlinear", false, NULL), CHM_E_DATA, "'a_scale'",
+                "above 0 and at most 1.32923e+36");
+    }
+    write_named("scaled.safetensors", "b", 1.3e36f, false);
+    must(convert("scaled.safetensors", "scaled.b158", NULL, "autobitlinear", false, NULL));
+    must(convert("scaled.b158", "plain.safetensors", NULL, NULL, false, NULL));
+}
+
 /* Names of others that mean something here are refused, and not found to be there twice while they are written. */
 static void names_of_others(void **state) {
     (void)state;
@@ -585,9 +609,11 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encodings),     cmocka_unit_test(sherry),         cmocka_unit_test(bits_per_weight),
-        cmocka_unit_test(plain),         cmocka_unit_test(refusals),       cmocka_unit_test(packed),
-        cmocka_unit_test(packed_sparse), cmocka_unit_test(master_weights), cmocka_unit_test(names_of_others),
+        cmocka_unit_test(encodings),       cmocka_unit_test(sherry),
+        cmocka_unit_test(bits_per_weight), cmocka_unit_test(plain),
+        cmocka_unit_test(refusals),        cmocka_unit_test(packed),
+        cmocka_unit_test(packed_sparse),   cmocka_unit_test(master_weights),
+        cmocka_unit_test(names_of_others), cmocka_unit_test(scales_of_others),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

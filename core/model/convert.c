@@ -221,6 +221,7 @@ static int read_plain(struct job *j) {
                               chm_quote(t->name).text, j->model ? "card" : "model");
     }
     j->result->quantised = floats.quantised;
+    j->result->rescaled = floats.rescaled;
     j->result->rms_error = floats.squares > 0 ? sqrt(floats.squared_error / floats.squares) : 0;
     return status;
 }
