@@ -120,6 +120,13 @@ static void say_losses(const chm_convert_result *r, bool scored) {
                  scored ? "" : "; --data FILE shows what that does to bits per byte");
         cli_log(line);
     }
+    if (r->rescaled > 0) {
+        snprintf(line, sizeof(line),
+                 "scales: those stored with %d matrices did not fit their weights; others were found, the weights are "
+                 "the same",
+                 r->rescaled);
+        cli_log(line);
+    }
     if (r->quantised > 0) {
         snprintf(line, sizeof(line), "lost: %d parameters were quantised, with an rms error of %.4f of their rms",
                  r->quantised, r->rms_error);

@@ -200,15 +200,38 @@ static void edited(const char *from, const char *to, const char *without, const 
     close_file(&o);
 }
 
+/* The plain file again, with one entry of its metadata changed or added. */
+static void told(const char *from, const char *to, const char *key, const char *value) {
+    struct opened o = open_file(from);
+    const char **keys = chm_alloc(((size_t)o.file->metas + 1) * sizeof *keys);
+    const char **values = chm_alloc(((size_t)o.file->metas + 1) * sizeof *values);
+    int n = 0;
+    for (int i = 0; i < o.file->metas; i++) {
+        if (!strcmp(o.file->meta_key[i], key)) continue;
+        keys[n] = o.file->meta_key[i];
+        values[n++] = o.file->meta_value[i];
+    }
+    keys[n] = key;
+    values[n++] = value;
+    must(chm_safetensors_write(in_folder(to), o.file->tensor, o.file->count, keys, values, n, false));
+    chm_free(keys);
+    chm_free(values);
+    close_file(&o);
+}
+
 static void plain(void **state) {
     (void)state;
     chm_convert_result r;
     const char *matrix = "layers.0.mixer.q";
     must(convert("nano.b158", "nano.safetensors", NULL, NULL, false, NULL));
     must(convert("nano.safetensors", "back/nano.b158", NULL, NULL, false, &r));
-    assert_int_equal(r.quantised, 0);
+    assert_true(r.quantised == 0 && r.rescaled == 0);
     assert_same("nano.b158", "back/nano.b158");
     assert_same("nano_experts.b158", "back/nano_experts.b158");
+    /* what another program says in the metadata is not taken for what only a second file says */
+    told("nano.safetensors", "told.safetensors", "part", "experts");
+    must(convert("told.safetensors", "back/nano.b158", NULL, NULL, false, NULL));
+    assert_same("nano.b158", "back/nano.b158");
     must(convert("nano.safetensors", "back/nano.b158", "t2", NULL, false, NULL));
     must(convert("nano.b158", "nano2.b158", "t2", NULL, false, NULL));
     struct opened two = open_file("back/nano.b158");
@@ -242,7 +265,7 @@ static void plain(void **state) {
     /* scales that went missing are found: other bytes may come of it, the same weights always */
     edited("nano.safetensors", "bare.safetensors", ".scales", NULL, 0);
     must(convert("bare.safetensors", "bare.b158", NULL, NULL, false, &r));
-    assert_int_equal(r.quantised, 0);
+    assert_true(r.quantised == 0 && r.rescaled == 0);
     must(convert("bare.b158", "bare2.safetensors", NULL, NULL, false, NULL));
     struct opened a = open_file("nano.safetensors"), b = open_file("bare2.safetensors");
     for (int i = 0; i < a.file->count; i++) {
@@ -262,14 +285,24 @@ static void plain(void **state) {
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, true, NULL), CHM_E_DATA, matrix, "finite");
     edited("nano.safetensors", "odd.safetensors", NULL, "embedding", 0.123456f);
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, "'embedding'", "int8");
-    /* scales that do not fit their weights are not believed */
-    edited("nano.safetensors", "odd.safetensors", NULL, "embedding.scale", 1.0f);
-    must(convert("odd.safetensors", "odd.b158", NULL, NULL, false, &r));
-    must(convert("odd.b158", "odd2.safetensors", NULL, NULL, false, NULL));
-    a = open_file("nano.safetensors"), b = open_file("odd2.safetensors");
-    assert_memory_equal(floats(&a, "embedding"), floats(&b, "embedding"), 258 * 128 * sizeof(float));
-    close_file(&a);
-    close_file(&b);
+    /* scales that do not fit their weights are not believed, and how many matrices have such is told */
+    static const struct {
+        const char *scales, *weights;
+        float number;
+        uint64_t count;
+    } unfit[] = {{"embedding.scale", "embedding", 1.0f, 258 * 128},
+                 {"layers.0.mixer.q.scales", "layers.0.mixer.q", NAN, 128 * 128},
+                 {"layers.0.mixer.q.scales", "layers.0.mixer.q", 3e38f, 128 * 128}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(unfit); i++) {
+        edited("nano.safetensors", "odd.safetensors", NULL, unfit[i].scales, unfit[i].number);
+        must(convert("odd.safetensors", "odd.b158", NULL, NULL, false, &r));
+        assert_true(r.quantised == 0 && r.rescaled == 1);
+        must(convert("odd.b158", "odd2.safetensors", NULL, NULL, false, NULL));
+        a = open_file("nano.safetensors"), b = open_file("odd2.safetensors");
+        assert_memory_equal(floats(&a, unfit[i].weights), floats(&b, unfit[i].weights), unfit[i].count * sizeof(float));
+        close_file(&a);
+        close_file(&b);
+    }
     edited("nano.safetensors", "odd.safetensors", matrix, NULL, 0);
     refused(convert("odd.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, matrix, "");
     assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
@@ -424,6 +457,66 @@ static void packed(void **state) {
     assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
 }
 
+/* A packed matrix `a`, and a vector that is called `name`; with `told` what they are is said as a plain file of ours
+ * says it. */
+static void write_named(const char *path, const char *name, float scale, bool told) {
+    static const uint8_t codes[4][64];
+    static const float weight[16][64], number[6] = {1, 2, 3, 4, 5, 6};
+    char key[64];
+    snprintf(key, sizeof key, "encoding.%s", name);
+    const char *const keys[] = {"card", "encoding.a", key}, *const values[] = {"{}", "t5;out=16;in=64;group=64", "f32"};
+    const chm_st_tensor packed = {"a", CHM_ST_U8, 2, {4, 64}, codes[0], sizeof codes};
+    const chm_st_tensor plain = {"a", CHM_ST_F32, 2, {16, 64}, (const uint8_t *)weight[0], sizeof weight};
+    const chm_st_tensor tensor[] = {told ? plain : packed,
+                                    {name, CHM_ST_F32, 1, {6}, (const uint8_t *)number, sizeof number},
+                                    {"a_scale", CHM_ST_F32, 1, {1}, (const uint8_t *)&scale, sizeof scale}};
+    must(chm_safetensors_write(in_folder(path), tensor, told ? 2 : 3, keys, values, told ? 3 : 0, false));
+}
+
+/* A scale is multiplied by up to 255: finite is not enough. */
+static void scales_of_others(void **state) {
+    (void)state;
+    static const float unfit[] = {3e38f, 1.4e36f, 0, -1, NAN};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(unfit); i++) {
+        write_named("scaled.safetensors", "b", unfit[i], false);
+        refused(convert("scaled.safetensors", "no.b158", NULL, "autobitlinear", false, NULL), CHM_E_DATA, "'a_scale'",
+                "above 0 and at most 1.32923e+36");
+    }
+    write_named("scaled.safetensors", "b", 1.3e36f, false);
+    must(convert("scaled.safetensors", "scaled.b158", NULL, "autobitlinear", false, NULL));
+    must(convert("scaled.b158", "plain.safetensors", NULL, NULL, false, NULL));
+}
+
+/* Names of others that mean something here are refused, and not found to be there twice while they are written. */
+static void names_of_others(void **state) {
+    (void)state;
+    static const char *const taken[] = {"a.codes", "a.scales", "tokenizer.file", "_pad.0"};
+    static const char *const said[] = {"'a' is stored in", "'a' is stored in", "the tokenizer's file", "padding"};
+    char quoted[32];
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(taken); i++) {
+        snprintf(quoted, sizeof quoted, "tensor '%s'", taken[i]);
+        write_named("named.safetensors", taken[i], 1, false);
+        refused(convert("named.safetensors", "no.b158", NULL, "autobitlinear", false, NULL), CHM_E_DATA, quoted,
+                said[i]);
+        refused(convert("named.safetensors", "no.safetensors", NULL, "bitlinear", false, NULL), CHM_E_DATA, quoted,
+                said[i]);
+    }
+    write_named("named.safetensors", "a.codes", 1, true);
+    refused(convert("named.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, "tensor 'a.codes'",
+            "'a' is stored in");
+    assert_int_equal(access(in_folder("no.b158"), F_OK), -1);
+    assert_int_equal(access(in_folder("no.safetensors"), F_OK), -1);
+    /* and those that do not are taken, to the end of the way */
+    static const char *const free_names[] = {"a.q", "a.codes.x", "A.codes", "tokenizer.files", "codes"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(free_names); i++) {
+        write_named("named.safetensors", free_names[i], 1, false);
+        must(convert("named.safetensors", "named_a.b158", NULL, "autobitlinear", false, NULL));
+        must(convert("named_a.b158", "plain.safetensors", NULL, NULL, false, NULL));
+        must(convert("plain.safetensors", "back/named_a.b158", NULL, NULL, false, NULL));
+        assert_same("named_a.b158", "back/named_a.b158");
+    }
+}
+
 /* A matrix that fits sherry goes through all three encodings. */
 static void packed_sparse(void **state) {
     (void)state;
@@ -516,9 +609,11 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(encodings),     cmocka_unit_test(sherry),         cmocka_unit_test(bits_per_weight),
-        cmocka_unit_test(plain),         cmocka_unit_test(refusals),       cmocka_unit_test(packed),
-        cmocka_unit_test(packed_sparse), cmocka_unit_test(master_weights),
+        cmocka_unit_test(encodings),       cmocka_unit_test(sherry),
+        cmocka_unit_test(bits_per_weight), cmocka_unit_test(plain),
+        cmocka_unit_test(refusals),        cmocka_unit_test(packed),
+        cmocka_unit_test(packed_sparse),   cmocka_unit_test(master_weights),
+        cmocka_unit_test(names_of_others), cmocka_unit_test(scales_of_others),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

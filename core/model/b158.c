@@ -312,9 +312,6 @@ int chm_b158_verify_tensor(const char *name, const chm_safetensors *file, const 
     return CHM_OK;
 }
 
-/* A scale multiplies an activation scale and, in a ternary matrix, stands for up to 255 times itself. */
-static bool sane_scale(float x) { return x >= 0 && x <= FLT_MAX / 256; }
-
 static int check_ternary(const char *name, const chm_param *p, bool verify) {
     const struct chm_ternary *w = &p->ternary;
     const int64_t tiles = chm_ternary_tiles(w->out), stride = chm_ternary_scale_stride(w->in, w->group);
@@ -322,11 +319,11 @@ static int check_ternary(const char *name, const chm_param *p, bool verify) {
         float scale[16];
         memcpy(scale, w->scales + tile * stride, sizeof scale);
         for (int r = 0; r < 16; r++)
-            if (!sane_scale(scale[r]))
+            if (!chm_b158_sane_scale(scale[r]))
                 return chm_fail(CHM_E_DATA,
                                 "%s: tensor '%s.scales': the scale of row %" PRId64
-                                " is %g, expected a finite number from 0: the file is damaged",
-                                name, p->name, tile * 16 + r, (double)scale[r]);
+                                " is %g, expected a number 0..%g: the file is damaged",
+                                name, p->name, tile * 16 + r, (double)scale[r], (double)CHM_B158_SCALE_MAX);
     }
     const int64_t wrong = verify ? chm_ternary_unsound(w, 0, tiles) : -1;
     if (wrong >= 0)
@@ -338,11 +335,11 @@ static int check_ternary(const char *name, const chm_param *p, bool verify) {
 static int check_int8(const char *name, const chm_param *p, bool verify) {
     const struct chm_int8_matrix *w = &p->int8;
     for (int64_t o = 0; o < w->out; o++)
-        if (!sane_scale(w->scale[o]))
+        if (!chm_b158_sane_scale(w->scale[o]))
             return chm_fail(CHM_E_DATA,
                             "%s: tensor '%s.scale': the scale of row %" PRId64
-                            " is %g, expected a finite number from 0: the file is damaged",
-                            name, p->name, o, (double)w->scale[o]);
+                            " is %g, expected a number 0..%g: the file is damaged",
+                            name, p->name, o, (double)w->scale[o], (double)CHM_B158_SCALE_MAX);
     const int64_t bytes = verify ? w->out * w->blocks * INT8_BLOCK : 0;
     for (int64_t i = 0; i < bytes; i++)
         if (w->q[i] == INT8_MIN)

@@ -24,6 +24,8 @@
 #include "graph/encoding.h"
 #include "model/model.h"
 
+#include <float.h>
+
 #define CHM_B158_FORMAT    "chimera.b158"
 #define CHM_B158_VERSION   "2"
 #define CHM_B158_TOKENIZER "tokenizer.file"
@@ -95,6 +97,10 @@ int chm_experts_save(const struct chm_experts_names *names, const char *path, ch
 
 bool chm_b158_is_padding(const char *tensor_name); /* "_pad.0" */
 
+/* A scale multiplies an activation scale and, in a ternary matrix, stands for up to 255 times itself. */
+#define CHM_B158_SCALE_MAX (FLT_MAX / 256)
+static inline bool chm_b158_sane_scale(float x) { return x >= 0 && x <= CHM_B158_SCALE_MAX; }
+
 /* ---- parameters from plain tensors (floats.c) ---- */
 /* How another's checkpoint holds its ternary matrices; T is the tensor of one. */
 enum chm_import {
@@ -113,6 +119,7 @@ struct chm_floats {
     chm_arena *arena; /* where what is made lives */
     bool *used;       /* of each tensor of the file */
     int32_t quantised;
+    int32_t rescaled; /* matrices of which some stored scale did not fit: another was found for the same weights */
     double squares, squared_error; /* over the parameters that were quantised */
 };
 /* Its packed form, or value, out of the tensor of its name: exactly, or with `lossy` as training quantises. A matrix is

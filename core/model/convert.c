@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Parameters of another's checkpoint that nothing says more about. */
@@ -54,7 +55,7 @@ static int make_room(struct job *j, int params, int notes) {
 /* What the metadata says besides what every file says anew. */
 static void keep_notes(struct job *j, const chm_safetensors *file) {
     static const char *const anew[] = {"format",    "format_version",   "parameters", "embedding_parameters", "card",
-                                       "card_hash", CHM_ST_HEADER_HASH, "experts",    "experts_hash"};
+                                       "card_hash", CHM_ST_HEADER_HASH, "experts",    "experts_hash",         "part"};
     for (int i = 0; i < file->metas; i++) {
         const char *key = file->meta_key[i];
         bool known = chm_b158_is_encoding(key) || !strncmp(key, "hash.", 5) || !strncmp(key, "part.", 5);
@@ -160,12 +161,15 @@ static bool is_linear(const char *name) {
     return n > tail && !strcmp(name + n - tail, ending) && !strstr(name, "embed") && !strstr(name, "lm_head");
 }
 
+/* Also of one that is called so and holds numbers: those are not left out. */
+static bool is_padding(const chm_st_tensor *t) { return chm_b158_is_padding(t->name) && t->dtype == CHM_ST_U8; }
+
 /* What a checkpoint of others holds, by its tensors. */
 static int describe_others(struct job *j) {
     for (int i = 0; i < j->file->count; i++) {
         const chm_st_tensor *t = &j->file->tensor[i];
         const size_t n = strlen(t->name), tail = strlen("_scale");
-        if (chm_b158_is_padding(t->name)) continue;
+        if (is_padding(t)) continue;
         if (j->import != CHM_IMPORT_ABSMEAN && n > tail && !strcmp(t->name + n - tail, "_scale")) {
             char *of = chm_format("%.*s", (int)(n - tail), t->name);
             if (!of) return CHM_E_MEMORY;
@@ -270,13 +274,52 @@ static int read_plain(struct job *j) {
     if (!floats.used) return CHM_E_MEMORY;
     for (int i = 0; i < j->params && !status; i++) status = chm_floats_take(&floats, j->param[i]);
     for (int i = 0; i < j->file->count && !status; i++) {
-        const char *name = j->file->tensor[i].name;
-        if (!floats.used[i] && !chm_b158_is_padding(name) && strcmp(name, CHM_B158_TOKENIZER) != 0)
+        const chm_st_tensor *t = &j->file->tensor[i];
+        if (!floats.used[i] && !is_padding(t) && strcmp(t->name, CHM_B158_TOKENIZER) != 0)
             status = chm_fail(CHM_E_DATA, "%s: tensor '%s' belongs to no parameter of the %s", j->in,
-                              chm_quote(name).text, j->model ? "card" : "model");
+                              chm_quote(t->name).text, j->model ? "card" : "model");
     }
     j->result->quantised = floats.quantised;
+    j->result->rescaled = floats.rescaled;
     j->result->rms_error = floats.squares > 0 ? sqrt(floats.squared_error / floats.squares) : 0;
+    return status;
+}
+
+/* ---- names ---- */
+
+/* Does a tensor of this parameter, as files hold it, have this ending? */
+static bool has_part(const chm_param *p, const char *ending) {
+    if (p->format == CHM_FORMAT_TERNARY) return !strcmp(ending, ".codes") || !strcmp(ending, ".scales");
+    return p->format == CHM_FORMAT_INT8 && (!strcmp(ending, ".q") || !strcmp(ending, ".scale"));
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp((*(chm_param *const *)a)->name, (*(chm_param *const *)b)->name);
+}
+
+/* A file of others may call its tensors as they like, but what is written here holds more than they do. */
+static int check_names(const struct job *j) {
+    int status = CHM_OK;
+    chm_param **sorted = chm_alloc(((size_t)j->params + 1) * sizeof(chm_param *));
+    if (!sorted) return CHM_E_MEMORY;
+    for (int i = 0; i < j->params; i++) sorted[i] = j->param[i];
+    qsort(sorted, (size_t)j->params, sizeof(chm_param *), by_name);
+    for (int i = 0; i < j->params && !status; i++) {
+        const char *name = sorted[i]->name;
+        if (!strcmp(name, CHM_B158_TOKENIZER) || chm_b158_is_padding(name))
+            status = chm_fail(CHM_E_DATA,
+                              "%s: tensor '%s' is called as a .b158 calls what is no parameter (the tokenizer's file, "
+                              "padding); give it another name",
+                              j->in, chm_quote(name).text);
+        /* names that begin with this one follow it at once */
+        for (int k = i + 1; k < j->params && !status && !strncmp(sorted[k]->name, name, strlen(name)); k++)
+            if (has_part(sorted[i], sorted[k]->name + strlen(name)))
+                status = chm_fail(CHM_E_DATA,
+                                  "%s: tensor '%s' is called as a part of what '%s' is stored in; give one of them "
+                                  "another name",
+                                  j->in, chm_quote(sorted[k]->name).text, chm_quote(name).text);
+    }
+    chm_free(sorted);
     return status;
 }
 
@@ -522,6 +565,7 @@ int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_conve
     if (status) goto out;
     const char *format = chm_safetensors_meta(j.file, "format");
     status = format && !strcmp(format, CHM_B158_FORMAT) ? read_ours(&j) : read_plain(&j);
+    if (!status) status = check_names(&j);
     if (!status && j.experts.path && chm_same_file(j.experts.path, out))
         status = chm_fail(CHM_E_CONFIG, "%s: would replace the experts of %s; give it another name", out, in);
     for (int i = 0; i < j.params && !status; i++) {

@@ -83,6 +83,7 @@ struct taking {
     bool absmean;
     float scale, inverse;
     _Atomic int64_t bad; /* the first row that is not on the grid; out: none */
+    _Atomic bool anew;   /* some stored scale did not fit, and another was found */
 };
 
 static void is_bad(struct taking *k, int64_t row) {
@@ -90,11 +91,9 @@ static void is_bad(struct taking *k, int64_t row) {
     while (row < worst && !atomic_compare_exchange_weak(&k->bad, &worst, row)) {}
 }
 
-static bool sane(float scale) { return scale >= 0 && scale <= FLT_MAX / 256; }
-
 /* Are these weights trits times these scales? Writes the codes. */
 static bool fits(const float *w, int64_t in, int64_t group, float row_scale, const uint8_t *record, uint8_t *code) {
-    if (!sane(row_scale)) return false;
+    if (!chm_b158_sane_scale(row_scale)) return false;
     for (int64_t i = 0; i < in; i++) {
         const int64_t g = i / group;
         const float scale = (float)record[TILE * g] * row_scale;
@@ -156,7 +155,10 @@ static void take_tiles(void *arg, int64_t begin, int64_t end, int worker) {
             float row_scale = 0;
             if (kept) memcpy(&row_scale, kept + 4 * r, sizeof row_scale);
             if (o >= w->out) { /* padding, as it was */
-                if (!sane(row_scale)) row_scale = 0;
+                if (!chm_b158_sane_scale(row_scale)) {
+                    atomic_store(&k->anew, true);
+                    row_scale = 0;
+                }
                 for (int64_t at = 64 + r; kept && at < stride; at += TILE) record[at] = kept[at];
             } else if (k->trits) {
                 const int64_t packed = k->t->shape[0];
@@ -178,6 +180,8 @@ static void take_tiles(void *arg, int64_t begin, int64_t end, int worker) {
                 } else if (!recover(row, in, w->group, &row_scale, record + 64 + r, to)) {
                     is_bad(k, o);
                     memset(to, 1, (size_t)in);
+                } else if (kept) {
+                    atomic_store(&k->anew, true);
                 }
             }
             memcpy(record + 4 * r, &row_scale, sizeof row_scale);
@@ -193,23 +197,26 @@ static void take_int8(void *arg, int64_t begin, int64_t end, int worker) {
     float *row = k->row + worker * w->in;
     for (int64_t o = begin; o < end; o++) {
         int8_t *q = (int8_t *)k->codes + o * w->blocks * 64;
-        float most = 0, kept = 0;
+        float most = 0, kept = 0, scale = 0;
         numbers(k->t, o * w->in, w->in, row);
         for (int64_t i = 0; i < w->in; i++) most = fmaxf(most, fabsf(row[i]));
         if (k->record) memcpy(&kept, k->record + 4 * o, sizeof kept);
         bool fit = false;
         for (int near = k->record ? -1 : 0; near < 5 && !fit; near++) {
-            float scale = near < 0 ? kept : most / 127;
+            scale = near < 0 ? kept : most / 127;
             for (int i = 0; i < (near + 1) / 2; i++) scale = nextafterf(scale, near % 2 ? 0 : INFINITY);
-            fit = sane(scale);
+            fit = chm_b158_sane_scale(scale);
             for (int64_t i = 0; i < w->in && fit; i++) {
                 const float x = scale > 0 ? rintf(row[i] / scale) : 0;
                 fit = fabsf(x) <= 127 && x * scale == row[i];
                 q[i] = fit ? (int8_t)x : 0;
             }
-            memcpy(k->scales + 4 * o, &scale, sizeof scale);
         }
-        if (!fit) is_bad(k, o);
+        memcpy(k->scales + 4 * o, &scale, sizeof scale);
+        if (!fit)
+            is_bad(k, o);
+        else if (k->record && scale != kept)
+            atomic_store(&k->anew, true);
     }
 }
 
@@ -261,9 +268,10 @@ static int packed_scale(struct chm_floats *f, const chm_param *p, const chm_st_t
                         f->path, chm_quote(p->name).text, chm_quote(p->name).text);
     numbers(s, 0, 1, scale);
     if (f->import == CHM_IMPORT_BITLINEAR) *scale = 1 / *scale;
-    if (!sane(*scale) || *scale == 0)
-        return chm_fail(CHM_E_DATA, "%s: tensor '%s_scale' makes weights of size %g, expected a finite number above 0",
-                        f->path, chm_quote(p->name).text, (double)*scale);
+    if (!chm_b158_sane_scale(*scale) || *scale == 0)
+        return chm_fail(CHM_E_DATA,
+                        "%s: tensor '%s_scale' makes weights of size %g, expected a number above 0 and at most %g",
+                        f->path, chm_quote(p->name).text, (double)*scale, (double)CHM_B158_SCALE_MAX);
     const int64_t packed = t->rank == 2 ? t->shape[0] : 0;
     if (t->rank != 2 || t->shape[1] != p->in || packed != (p->out + 3) / 4)
         return chm_fail(CHM_E_DATA,
@@ -313,6 +321,7 @@ static int take_matrix(struct chm_floats *f, chm_param *p, const chm_st_tensor *
     k.row = chm_alloc(workers * in * sizeof *k.row);
     k.code = chm_alloc(workers * in * TILE);
     atomic_init(&k.bad, p->out);
+    atomic_init(&k.anew, false);
     int status = k.codes && k.scales && k.row && k.code ? CHM_OK : CHM_E_MEMORY;
     if (status) goto out;
     if (ternary)
@@ -332,7 +341,10 @@ static int take_matrix(struct chm_floats *f, chm_param *p, const chm_st_tensor *
     else
         chm_parallel(f->pool, p->out, 64, take_int8, &k);
     const int64_t bad = atomic_load(&k.bad);
-    if (bad == p->out) goto out;
+    if (bad == p->out) {
+        f->rescaled += atomic_load(&k.anew);
+        goto out;
+    }
     if (k.trits)
         status = chm_fail(CHM_E_DATA, "%s: tensor '%s': row %" PRId64 " has a 2-bit code 3, expected 0, 1 or 2",
                           f->path, chm_quote(p->name).text, bad);

@@ -180,7 +180,8 @@ typedef struct chm_convert_result {
     int64_t weights;
     int64_t fours, unfit, changed; /* into sherry: groups of four, those without exactly one zero, weights changed */
     int32_t quantised;             /* parameters that were not on the grid of their form */
-    double rms_error;              /* of their weights, relative to the rms of these */
+    int32_t rescaled;              /* whose stored scales did not fit: others were found, for the same weights */
+    double rms_error;              /* of the weights of those quantised, relative to the rms of these */
     int32_t left_out;              /* parameters of corrections that the overrides turned off */
 } chm_convert_result;
 /* `in` is a .b158 or any other safetensors file, `out` is called .b158 or .safetensors: plain F32 tensors, by the names
