@@ -211,15 +211,15 @@ int chm_corpus_read(chm_corpus *c, const char *name, const uint8_t *data, uint64
     if ((h.width != 2 && h.width != 4) || h.tokens < 0 || h.tokens > most || h.documents < 0 || h.documents > most ||
         h.bytes < 0 || h.held_documents < 0 || h.held_bytes < 0)
         return chm_fail(CHM_E_DATA, "%s: %s: its numbers are absurd", name, rest);
-    const uint64_t from = sizeof h + chm_align64((uint64_t)h.tokens * (uint64_t)h.width);
-    if (size != from + ((uint64_t)h.documents + 1) * sizeof(int64_t))
+    const uint64_t behind = sizeof h + chm_align64((uint64_t)h.tokens * (uint64_t)h.width);
+    if (size != behind + ((uint64_t)h.documents + 1) * sizeof(int64_t))
         return chm_fail(CHM_E_DATA, "%s: %s: it has %" PRIu64 " bytes, not those it says", name, rest, size);
     if (h.contents != chm_hash64(data + sizeof h, size - sizeof h))
         return chm_fail(CHM_E_DATA, "%s: %s: its contents do not have their hash", name, rest);
     c->token = data + sizeof h;
     c->narrow = h.width == 2;
     c->tokens = h.tokens;
-    c->document = (const int64_t *)(const void *)(data + from);
+    c->document = (const int64_t *)(const void *)(data + behind);
     c->documents = h.documents;
     c->bytes = h.bytes;
     c->held_documents = h.held_documents;
@@ -227,9 +227,9 @@ int chm_corpus_read(chm_corpus *c, const char *name, const uint8_t *data, uint64
     /* whoever wrote it: no number leads outside */
     bool sound = c->document[c->documents] == c->tokens && c->document[0] == 0;
     for (int64_t d = 0; d < c->documents; d++) {
-        const int64_t n = c->document[d + 1] - c->document[d];
-        sound = sound && n > 0 && n <= c->tokens;
-        c->longest = CHM_MAX(c->longest, n);
+        const int64_t from = c->document[d], to = c->document[d + 1];
+        sound = sound && from < to && to <= c->tokens;
+        if (sound) c->longest = CHM_MAX(c->longest, to - from);
     }
     for (int64_t i = 0; i < c->tokens; i++) {
         const int32_t id = chm_corpus_token(c, i);
