@@ -54,7 +54,7 @@ static void try_text(const uint8_t *data, size_t size) {
         FILE *f = fopen(named[i], "wb");
         CHECK(f && fwrite(data, 1, size, f) == size && fclose(f) == 0);
         for (int lines = 0; lines < 2; lines++) {
-            int64_t all, kept, held;
+            int64_t all = 0, kept = 0, held = 0;
             chm_corpus_rules rules = {.lines = lines != 0};
             const int64_t whole = documents(named[i], &rules, &all);
             if (whole < 0) CHECK(strncmp(chm_error(), named[i], strlen(named[i])) == 0);
@@ -103,10 +103,10 @@ static void try_tokens(const uint8_t *data, size_t size) {
     free(image);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     prepare();
-    try_text(data, size);
-    try_tokens(data, size);
+    try_text(data, bytes);
+    try_tokens(data, bytes);
     return 0;
 }
 
