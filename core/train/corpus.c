@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /*
@@ -20,7 +21,7 @@ typedef struct head {
     uint64_t hash;      /* of the head before it */
 } head;
 static const uint64_t magic = UINT64_C(0x316b6f742d6d6863); /* "chm-tok1" */
-enum { PIECE = 1 << 16, MOST_TOKENS_LOG = 48 };
+enum { PIECE = 1 << 16, BLOCK = 1 << 22, MOST_TOKENS_LOG = 48 };
 
 /* ---- survey ---- */
 
@@ -198,6 +199,12 @@ out:
 
 /* ---- reading ---- */
 
+/* Bytes of a mapped image were looked at and are not needed soon: they count as this process's memory no longer. */
+static void let_go(const chm_corpus *c, uint64_t from, uint64_t to) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), first = from / page * page;
+    if (c->map.mapping != NULL) (void)madvise((uint8_t *)c->map.mapping + first, to - first, MADV_DONTNEED);
+}
+
 int chm_corpus_read(chm_corpus *c, const char *name, const uint8_t *data, uint64_t size, uint64_t key, int32_t vocab) {
     static const char rest[] = "is not a sound file of tokens";
     head h;
@@ -214,8 +221,16 @@ int chm_corpus_read(chm_corpus *c, const char *name, const uint8_t *data, uint64
     const uint64_t behind = sizeof h + chm_align64((uint64_t)h.tokens * (uint64_t)h.width);
     if (size != behind + ((uint64_t)h.documents + 1) * sizeof(int64_t))
         return chm_fail(CHM_E_DATA, "%s: %s: it has %" PRIu64 " bytes, not those it says", name, rest, size);
-    if (h.contents != chm_hash64(data + sizeof h, size - sizeof h))
-        return chm_fail(CHM_E_DATA, "%s: %s: its contents do not have their hash", name, rest);
+    chm_hasher *hasher = chm_hasher_create();
+    if (hasher == NULL) return CHM_E_MEMORY;
+    for (uint64_t at = sizeof h; at < size; at += BLOCK) {
+        const uint64_t end = CHM_MIN(at + BLOCK, size);
+        chm_hasher_add(hasher, data + at, end - at);
+        let_go(c, at, end);
+    }
+    const uint64_t contents = chm_hasher_end(hasher);
+    chm_free(hasher);
+    if (h.contents != contents) return chm_fail(CHM_E_DATA, "%s: %s: its contents do not have their hash", name, rest);
     c->token = data + sizeof h;
     c->narrow = h.width == 2;
     c->tokens = h.tokens;
@@ -231,9 +246,13 @@ int chm_corpus_read(chm_corpus *c, const char *name, const uint8_t *data, uint64
         sound = sound && from < to && to <= c->tokens;
         if (sound) c->longest = CHM_MAX(c->longest, to - from);
     }
-    for (int64_t i = 0; i < c->tokens; i++) {
-        const int32_t id = chm_corpus_token(c, i);
-        sound = sound && id >= 0 && id < vocab;
+    for (int64_t i = 0; i < c->tokens;) {
+        const int64_t first = i, end = CHM_MIN(i + BLOCK, c->tokens);
+        for (; i < end; i++) {
+            const int32_t id = chm_corpus_token(c, i);
+            sound = sound && id >= 0 && id < vocab;
+        }
+        let_go(c, sizeof h + (uint64_t)(first * h.width), sizeof h + (uint64_t)(end * h.width));
     }
     return sound ? CHM_OK : chm_fail(CHM_E_DATA, "%s: %s: a number of it is out of range", name, rest);
 }
