@@ -369,6 +369,50 @@ yes 'the quick brown fox' | timeout 60 "$chimera" eval model.b158 --data - --lim
     bad 'eval --limit-bytes of an endless pipe'
 json out "d['bytes'] == 300"
 
+# ---- what --data takes: directories, patterns, .jsonl, .zst, held-out documents
+mkdir -p data/below data/.hidden
+for i in 1 2 3 4 5 6 7 8 9; do sed "s/^/$i /" text.txt >data/below/$i.txt; done
+echo hidden >data/.hidden/x.txt
+: >data/empty.txt
+mkfifo data/pipe
+printf '{"text": "one line\\nand another"}\n{"text": "a second document"}\n' >data/o.jsonl
+expect 0 '' eval model.b158 --data data -o json
+json out "d['documents'] == 11"
+cp out whole.json
+expect 0 '' eval model.b158 --data 'data/**/*.txt' data/o.json? -o json
+json out "d['documents'] == 11 and d['nats'] != 0"
+expect 0 '' train card.json --data data --holdout 0.4 --tokens 1K --out held -q
+expect 0 '' eval held/model.b158 --data ./data/ --holdout -o json
+json out "0 < d['documents'] < 11 and ('%.10g' % d['bits_per_byte']) == ('%.10g' % [json.loads(l) for l in open('held/log.jsonl')][-2]['bits_per_byte'])"
+expect 0 'held out: ' train card.json --data data --holdout 0.4 --tokens 1K --out shards/held --shards shards
+[ "$(ls shards/*.tokens | wc -l)" -eq 1 ] && cmp -s held/model.b158 shards/held/model.b158 && ok || bad 'train --shards: no file of tokens, or another model'
+expect 0 'tokens from shards/corpus-' train card.json --data data --holdout 0.4 --tokens 1K --out shards/again --shards shards
+printf '\377' | dd of="$(ls shards/*.tokens)" bs=1 seek=300 conv=notrunc 2>/dev/null
+expect 0 'it is made anew' train card.json --data data --holdout 0.4 --tokens 1K --out shards/third --shards shards
+cmp -s held/model.b158 shards/third/model.b158 && ok || bad 'train --shards: a damaged file of tokens was read'
+expect 2 'its card holds out nothing' eval model.b158 --data data --holdout
+expect 2 'give one of them' train card.json --data data --holdout 0.4 --validation text.txt --out x
+expect 2 'SHARE' train card.json --data data --holdout
+expect 2 'a number, 0..0.9' train card.json --data data --holdout 1 --out x
+expect 4 'of 1 document leaves nothing to' train card.json --data text.txt --holdout 0.1 --out x
+expect 4 'text.txz*: no file has such a name' train card.json --data 'text.txz*' --out x
+expect 4 'data/.hidden/none: cannot open' train card.json --data data/.hidden/none --out x
+ln -s nowhere data/gone
+expect 4 'data/gone: a link that leads to nothing' train card.json --data data --out x
+rm data/gone
+printf '{"text": "a"}\n\n{"txt": "b"}\n' >bad.jsonl
+expect 4 'bad.jsonl:3: "text" is missing' train card.json --data bad.jsonl --out x
+expect 4 'bad.jsonl:1: "txt" is missing' eval model.b158 --data bad.jsonl --set training.text_field=txt
+printf 'no frame' >bad.txt.zst
+expect 4 'bad.txt.zst: ' eval model.b158 --data bad.txt.zst # cannot be unpacked, or not by this build
+[ -e x ] && bad 'train: refused data left a run directory' || ok
+# ten gigabytes on no disk: what is asked for is read, in little memory
+if truncate -s 10G sparse.txt 2>/dev/null; then
+    expect 0 '' eval model.b158 --data sparse.txt --limit-bytes 300 -o json
+    json out "d['bytes'] == 300"
+    rm sparse.txt
+fi
+
 # ---- bench
 expect 0 '' bench model.b158 -r 2 --prefill 70 --decode 4 --streams 4 -o json
 json out "[(r['name'], r['loops'], r['rows']) for r in d['rows']] == [('prefill', 0, 64), ('decode', 0, 1), ('streams', 0, 2), ('streams', 0, 4)]"

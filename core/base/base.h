@@ -119,6 +119,11 @@ double chm_natural_log(double x); /* of x > 0, the same bits everywhere; error b
 /* ---- hashing: XXH3 ---- */
 uint64_t chm_hash64(const void *data, size_t bytes);
 uint64_t chm_hash64_seed(const void *data, size_t bytes, uint64_t seed);
+/* The same as chm_hash64() of all pieces as one; chm_free()d. NULL: out of memory. */
+typedef struct chm_hasher chm_hasher;
+chm_hasher *chm_hasher_create(void);
+void chm_hasher_add(chm_hasher *h, const void *data, size_t bytes);
+uint64_t chm_hasher_end(const chm_hasher *h);
 
 /* ---- names ---- */
 /* The nearest of a NULL-terminated list, or NULL when none is near (edit distance, case-insensitive). */
@@ -132,6 +137,7 @@ typedef struct chm_map {
     void *mapping; /* private */
 } chm_map;
 int chm_map_open(chm_map *m, const char *path); /* read-only mmap of a regular file; an empty file has data NULL */
+int chm_map_descriptor(chm_map *m, int fd, const char *name); /* the same of an open file, which stays open */
 void chm_map_close(chm_map *m);
 int chm_read_file(const char *path, uint64_t limit, char **text, size_t *size); /* NUL-terminated; caller chm_free()s */
 /* Atomic writing: bytes go to PATH.tmp-PID, commit fsyncs and renames; abandon removes the temporary. */

@@ -89,6 +89,8 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t report_interval_tokens; /* diagnostics.report_interval_tokens */
     bool line_documents;            /* training.documents = line */
     bool answers_only;              /* training.loss_on = answers */
+    const char *text_field;         /* training.text_field */
+    double holdout;                 /* training.holdout; 0: none */
 } chm_train_config;
 
 /* One way a value was given. */

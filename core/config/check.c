@@ -561,6 +561,8 @@ static void resolve_train(chm_card *card) {
     whole(card, "diagnostics.report_interval_tokens", &t->report_interval_tokens);
     t->line_documents = choice_of(good(card, "training.documents")) == 1;
     t->answers_only = choice_of(good(card, "training.loss_on")) == 1;
+    t->text_field = word(card, "training.text_field");
+    number(card, "training.holdout", &t->holdout);
     if (t->answers_only && card->model.tokenizer && strcmp(card->model.tokenizer, "bytes") != 0)
         chm_card_problem(card, chm_card_find(card, "training.loss_on"),
                          "\"answers\" are bytes behind a '=', and the tokens of tokenizer '%s' hold several: set "

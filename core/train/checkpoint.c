@@ -250,19 +250,21 @@ static int compare_data(const chm_trainer *t, const char *then) {
             a += *a == ' ';
             b += *b == ' ';
         }
+        const bool beyond = i >= t->corpus.files; /* those there are now are where the run's began */
         if (files != t->corpus.files)
             status = chm_fail(CHM_E_CONFIG,
-                              "%s: cannot resume with other data: the run has %lld files, now there are %lld; give the "
-                              "same files in the same order, or another --out",
-                              t->checkpoint_path, (long long)files, (long long)t->corpus.files);
+                              "%s: cannot resume with other data: the run has %lld files, now there are %lld, %s %s; "
+                              "give the same files in the same order, or another --out",
+                              t->checkpoint_path, (long long)files, (long long)t->corpus.files,
+                              beyond ? "and more followed" : "of which the first that differs is",
+                              t->data.path[beyond ? t->corpus.files - 1 : i]);
         else
-            status =
-                chm_fail(CHM_E_CONFIG,
-                         "%s: cannot resume with other data: %s is not the file the run was begun with (%lld bytes "
-                         "now, %lld then%s); give the same files in the same order, or another --out",
-                         t->checkpoint_path, t->options->data[i], (long long)t->corpus.file_bytes[i],
-                         a ? strtoll(a, NULL, 10) : 0LL,
-                         a && strtoll(a, NULL, 10) == t->corpus.file_bytes[i] ? ", other contents" : "");
+            status = chm_fail(
+                CHM_E_CONFIG,
+                "%s: cannot resume with other data: %s is not the file the run was begun with (%lld bytes "
+                "now, %lld then%s); give the same files in the same order, or another --out",
+                t->checkpoint_path, t->data.path[i], (long long)t->corpus.file_bytes[i], a ? strtoll(a, NULL, 10) : 0LL,
+                a && strtoll(a, NULL, 10) == t->corpus.file_bytes[i] ? ", other contents" : "");
     }
     chm_free(now);
     return status;

@@ -61,6 +61,8 @@ typedef struct chm_trainer {
     chm_model *model;
     const chm_train_config *config;
     chm_tokenizer tokenizer;
+    chm_sources data, validation; /* of a holdout the latter are the former */
+    bool validates;
     chm_corpus corpus;
     chm_context *context;
     chm_batch batch;

@@ -131,11 +131,13 @@ typedef struct chm_train_options {
     uint32_t data_count, validation_count;
     const char *card;
     const chm_overlay *overlay;
-    const char *const *data;       /* files, each a document */
-    const char *const *validation; /* held-out files; none: no validation */
-    const char *out;               /* run directory: model.b158, checkpoint, log.jsonl, card.json */
-    double seconds;                /* wall budget, calibrated and frozen into tokens; 0: none */
-    int64_t tokens;                /* 0: the card's */
+    const char *const *data; /* files, directories and patterns (docs/reference.md) */
+    const char *const
+        *validation;    /* the same, to score; none: the card's training.holdout of the data, if that is set */
+    const char *out;    /* run directory: model.b158, checkpoint, log.jsonl, card.json */
+    const char *shards; /* directory that keeps the data as tokens; NULL: the run directory, if they are many */
+    double seconds;     /* wall budget, calibrated and frozen into tokens; 0: none */
+    int64_t tokens;     /* 0: the card's */
     bool resume;
     bool dry_run;              /* forecast only */
     double checkpoint_seconds; /* interval; 0: 60 */
@@ -271,8 +273,9 @@ CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int
 typedef struct chm_eval_options {
     uint32_t size;
     uint32_t data_count;
-    const char *const *data; /* files, each a document read from a fresh state */
+    const char *const *data; /* files, directories and patterns; each document is read from a fresh state */
     const char *logits;      /* path: raw f32 [tokens, vocab] of every prediction; NULL: none */
+    bool holdout;            /* only the documents that the card's training.holdout keeps from training */
     int64_t split;           /* rows per pass, 1..; 0: the default. The result does not depend on it */
     int64_t limit_bytes;     /* 0: everything */
     void (*progress)(void *user, int64_t done, int64_t total);
