@@ -55,6 +55,7 @@ typedef struct chm_study {
     const char *folder; /* of the file: paths begin there */
     const char *title, *card, *card_place;
     const char **data, **validation; /* paths, resolved */
+    const char **data_place, **validation_place;
     int data_count, validation_count;
     double held_out; /* part of every file of data; 0: none */
     uint64_t *seed;

@@ -214,6 +214,7 @@ static int measure(cell_run *c, chm_arena *arena) {
         (void)json_object_set_new(x, "answers", json_integer(r.answers));
         (void)json_object_set_new(x, "accuracy", number(r.answers > 0 ? (double)r.right / (double)r.answers : NAN));
         (void)json_array_append_new(c->scores, x);
+        if (chm_json_starved()) status = chm_fail(CHM_E_MEMORY, "%s: out of memory", c->out);
     }
     if (status == CHM_OK) status = measure_decoding(c, m);
     chm_close(m);

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { MANIFEST_SCHEMA = 1, MOST_BYTES = 64 << 20 };
 
@@ -225,7 +226,12 @@ double chm_json_number(const json_t *object, const char *key) {
 
 int chm_manifest_load(const char *directory, json_t **out) {
     char *path = chm_format("%s/manifest.json", directory);
-    int status = path == NULL ? CHM_E_MEMORY : chm_json_read(path, out);
+    int status = path == NULL ? CHM_E_MEMORY : CHM_OK;
+    *out = NULL;
+    if (status == CHM_OK && access(path, F_OK) != 0)
+        status = chm_fail(
+            CHM_E_DATA, "%s: no study was begun there (it has no manifest.json); chimera ablate begins one", directory);
+    if (status == CHM_OK) status = chm_json_read(path, out);
     if (status == CHM_OK) {
         static const char *const lists[] = {"cells", "data", "scores"};
         bool sound = chm_json_number(*out, "schema_version") == MANIFEST_SCHEMA &&

@@ -181,15 +181,16 @@ static int check_trainable(chm_plan *p, const chm_model *m, const chm_variant *v
     const int64_t run_tokens = t->seq_len * CHM_MAX(t->carry, 1);
     if (p->run_tokens == 0 || run_tokens < p->run_tokens) p->run_tokens = run_tokens;
     const struct {
-        const char **path;
+        const char **path, **place;
         int count;
-    } list[] = {{p->study.data, p->study.data_count}, {p->study.validation, p->study.validation_count}};
+    } list[] = {{p->study.data, p->study.data_place, p->study.data_count},
+                {p->study.validation, p->study.validation_place, p->study.validation_count}};
     for (size_t k = 0; k < CHM_ARRAY_COUNT(list); k++)
         for (int i = 0; i < list[k].count && status == CHM_OK; i++) {
             chm_text text = {.fd = -1};
             status = chm_text_open(&text, list[k].path[i], tokenizer.ops, tokenizer.self, 0);
             chm_text_close(&text);
-            if (status != CHM_OK) chm_fail_prefix(status, "%s: [study]", p->study.file);
+            if (status != CHM_OK) chm_fail_prefix(status, "%s", list[k].place[i]);
         }
     chm_tokenizer_close(&tokenizer);
     return status;

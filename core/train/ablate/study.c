@@ -157,10 +157,15 @@ static const char *resolve(chm_study *s, const entry *e) {
     return path != NULL && realpath(path, real) != NULL ? keep(s, real) : path;
 }
 
-static int add_path(chm_study *s, const entry *e, const char ***list, int *count) {
+static int add_path(chm_study *s, const entry *e, const char ***list, const char ***place, int *count) {
     if (e->value[0] == '\0') return chm_fail(CHM_E_CONFIG, "%s: %s names no file", e->place, e->key);
-    if (*list == NULL && (*list = chm_arena_take(&s->arena, MOST_FILES * sizeof **list)) == NULL) return CHM_E_MEMORY;
+    if (*list == NULL) {
+        *list = chm_arena_take(&s->arena, MOST_FILES * sizeof **list);
+        *place = chm_arena_take(&s->arena, MOST_FILES * sizeof **place);
+    }
+    if (*list == NULL || *place == NULL) return CHM_E_MEMORY;
     if (*count == MOST_FILES) return chm_fail(CHM_E_CONFIG, "%s: more than %d files", e->place, MOST_FILES);
+    (*place)[*count] = e->place;
     if (((*list)[(*count)++] = resolve(s, e)) == NULL) return CHM_E_MEMORY;
     return CHM_OK;
 }
@@ -180,8 +185,9 @@ static int read_study_key(reading *r, const entry *e) {
     int64_t n = 0;
     int status = CHM_OK;
     if (!among(e->key, study_keys)) return unknown_key(e, study_keys);
-    if (strcmp(e->key, "data") == 0) return add_path(s, e, &s->data, &s->data_count);
-    if (strcmp(e->key, "validation") == 0) return add_path(s, e, &s->validation, &s->validation_count);
+    if (strcmp(e->key, "data") == 0) return add_path(s, e, &s->data, &s->data_place, &s->data_count);
+    if (strcmp(e->key, "validation") == 0)
+        return add_path(s, e, &s->validation, &s->validation_place, &s->validation_count);
     if ((status = once(r, e)) != CHM_OK) return status;
     if (strcmp(e->key, "title") == 0) {
         s->title = e->value;
