@@ -210,7 +210,6 @@ static void cell_number(chm_table *t, const char *format, double x) {
     /* format is one of ours, below */
     if (isfinite(x)) {
         if (strcmp(format, "bits") == 0) snprintf(text, sizeof text, "%.4f", x);
-        if (strcmp(format, "signed") == 0) snprintf(text, sizeof text, "%+.4f", x);
         if (strcmp(format, "p") == 0) snprintf(text, sizeof text, "%.3g", x);
         if (strcmp(format, "whole") == 0) snprintf(text, sizeof text, "%.0f", x);
         if (strcmp(format, "exact") == 0) snprintf(text, sizeof text, "%.17g", x);
@@ -312,9 +311,9 @@ static void add_comparison(chm_report_page *p, int score, bool accuracy) {
         chm_table_cell(&b->table, "%d", c->n);
         cell_number(&b->table, "bits", c->mean);
         cell_number(&b->table, "bits", c->deviation);
-        cell_number(&b->table, "signed", c->difference);
-        cell_number(&b->table, "signed", c->low);
-        cell_number(&b->table, "signed", c->high);
+        cell_number(&b->table, "bits", c->difference);
+        cell_number(&b->table, "bits", c->low);
+        cell_number(&b->table, "bits", c->high);
         cell_number(&b->table, "p", c->p);
         cell_number(&b->table, "p", holm[v]);
         chm_table_cell(&b->table, "%s", says.text ? says.text : "");
