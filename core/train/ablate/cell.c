@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 enum { RESULT_SCHEMA = 1, LEAST_DECODED = 32, MOST_DECODED = 4096 };
-static const double decode_seconds = 0.25;
+static const double decode_seconds = 0.1;
 
 typedef struct cell_run {
     chm_runtime *runtime;
@@ -256,10 +256,12 @@ static int write_result(const cell_run *c, const char *message) {
     PUT("kernels", chm_json_text(kernels));
     PUT("training_kernels", chm_json_text(training));
 #undef PUT
+    const bool named = cpu != NULL && kernels != NULL && training != NULL;
     chm_free(cpu);
     chm_text_free(kernels);
     chm_text_free(training);
-    status = chm_json_starved() ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_json_save(r, path);
+    status =
+        !named || chm_json_starved() ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_json_save(r, path);
     json_decref(r);
 out:
     chm_free(path);

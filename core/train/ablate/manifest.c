@@ -43,11 +43,7 @@ static json_t *hexadecimal(uint64_t x) {
 
 static json_t *settings_json(const chm_setting *s, int count) {
     json_t *list = json_array();
-    for (int i = 0; i < count; i++) {
-        char *text = chm_format("%s=%s", s[i].key, s[i].value);
-        (void)json_array_append_new(list, chm_json_text(text));
-        chm_free(text);
-    }
+    for (int i = 0; i < count; i++) (void)json_array_append_new(list, json_sprintf("%s=%s", s[i].key, s[i].value));
     return list;
 }
 
@@ -172,10 +168,11 @@ json_t *chm_manifest_make(const chm_plan *p) {
     put(machine, "training_kernels", chm_json_text(training));
     put(m, "machine", machine);
     put(m, "cells", cells_json(p));
+    const bool named = cpu != NULL && kernels != NULL && training != NULL;
     chm_free(cpu);
     chm_text_free(kernels);
     chm_text_free(training);
-    if (!chm_json_starved() && json_object_get(m, "cells") != NULL) return m;
+    if (named && !chm_json_starved() && json_object_get(m, "cells") != NULL) return m;
     json_decref(m);
     chm_fail(CHM_E_MEMORY, "out of memory for %s/manifest.json", p->directory);
     return NULL;
