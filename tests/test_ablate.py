@@ -379,6 +379,19 @@ def tasks():
     check(not os.path.exists("short/cells"), "refused before anything is trained")
 
 
+def shipped():
+    """The studies that come with Chimera are sound, and no longer than half an hour on two cores."""
+    folder = os.path.join(os.environ["CHM_SOURCE_ROOT"], "etc", "ablations")
+    for name in sorted(os.listdir(folder)):
+        study = open(os.path.join(folder, name)).read()
+        data = [] if "[task" in study else ["--data", "text.txt"]
+        r = run("ablate", os.path.join(folder, name), "--dry-run", "-q", "-o", "csv", *data)
+        cells = sum(int(row["seeds"]) for row in csv.DictReader(r.stdout.splitlines()))
+        seconds = re.search(r"^seconds = (\d+)", study, re.M)
+        check(cells >= 6, f"{name}: {cells} cells")
+        check(not seconds or cells / 2 * int(seconds[1]) <= 1800, f"{name}: {cells} cells of {seconds and seconds[1]} seconds")
+
+
 def main():
     work = tempfile.mkdtemp(prefix="ablate test ", dir=os.path.join(build, "tests"))
     os.chdir(work)
@@ -394,7 +407,7 @@ def main():
             json.dump({**CARD, "rms_norm_eps": 1e-5}, f)
         with open("study.ini", "w") as f:
             f.write(STUDY)
-        for part in (reference, without_gnuplot, killed, interrupted, shared, job_array, failing, diverging, tasks, refused):
+        for part in (reference, without_gnuplot, killed, interrupted, shared, job_array, failing, diverging, tasks, shipped, refused):
             part()
     finally:
         os.chdir("/")
