@@ -146,7 +146,7 @@ static uint32_t add_words(const struct cli *c, const char **word, uint32_t n) {
 
 static int run_ablate(struct cli *c) {
     const struct cli_value *data = cli_get(c, "data"), *validation = cli_get(c, "validation"), *set = cli_get(c, "set"),
-                           *cell = cli_get(c, "cell"), *given;
+                           *cell = cli_get(c, "cell");
     watch w = {.c = c, .said = cli_now()};
     char program[PATH_MAX];
     const char *word[16];
@@ -155,7 +155,7 @@ static int run_ablate(struct cli *c) {
     if (cell->given) {
         static const char *const others[] = {"out", "data", "validation", "set", "dry-run", "slurm"};
         for (size_t i = 0; i < CLI_COUNT_OF(others); i++)
-            if ((given = cli_get(c, others[i]))->given)
+            if (cli_get(c, others[i])->given)
                 return cli_fail(CHM_E_CONFIG, "ablate: --cell runs a cell as it was planned; leave --%s away",
                                 others[i]);
         const int status = chm_ablate_cell(c->runtime, c->arguments[0], cell->integer, cli_show_training, c, &cli_stop);

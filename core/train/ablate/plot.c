@@ -101,8 +101,8 @@ static const struct scatter {
 
 /* One point a variant, and the steps of those that no other beats in both. */
 static bool write_scatter(const chm_report_page *p, const struct scatter *q, chm_string *s) {
-    double x[CHM_STUDY_VARIANTS], y[CHM_STUDY_VARIANTS], deviation[CHM_STUDY_VARIANTS];
-    int variant[CHM_STUDY_VARIANTS], n = 0, front = 0;
+    double x[CHM_STUDY_VARIANTS] = {0}, y[CHM_STUDY_VARIANTS] = {0}, deviation[CHM_STUDY_VARIANTS] = {0};
+    int variant[CHM_STUDY_VARIANTS] = {0}, n = 0, front = 0;
     for (int v = 0; v < p->variant_count && n < CHM_STUDY_VARIANTS; v++) {
         int count;
         x[n] = chm_report_mean(p, v, q->of, NULL, NULL);
@@ -175,7 +175,7 @@ static int draw(chm_report_page *p, const char *name, const chm_string *commands
             const char *begin = strstr(text, "<svg");
             if (begin != NULL && (*svg = chm_strdup(begin)) == NULL) status = CHM_E_MEMORY;
         }
-        if (!drawn) unlink(drawing);
+        if (!drawn && drawing != NULL) unlink(drawing);
     }
     chm_free(text);
     chm_free(source);

@@ -72,6 +72,8 @@ static int on_entry(void *user, const char *section, const char *key, const char
     reading *r = user;
     char place[PATH_MAX + 32];
     snprintf(place, sizeof place, "%s:%d", r->study->file, line);
+    if (value != NULL && value[0] == ';')
+        return chm_fail(CHM_E_CONFIG, "%s: %s: the value begins with ';'; a comment has a blank before it", place, key);
     return add_entry(r, section, key, value, place);
 }
 
@@ -113,7 +115,7 @@ static int read_amount(const entry *e, double least, double most, bool whole, do
 }
 
 static int read_integer(const entry *e, int64_t least, int64_t most, int64_t *out) {
-    double x;
+    double x = 0;
     const int status = read_amount(e, (double)least, (double)most, true, &x);
     if (status == CHM_OK) *out = (int64_t)x;
     return status;
@@ -202,7 +204,7 @@ static int read_study_key(reading *r, const entry *e) {
     } else if (strcmp(e->key, "held_out") == 0) {
         status = read_amount(e, 0.001, 0.9, false, &s->held_out);
     } else if (strcmp(e->key, "tokens") == 0 || strcmp(e->key, "seconds") == 0 || strcmp(e->key, "flops") == 0) {
-        double x;
+        double x = 0;
         const bool seconds = e->key[0] == 's';
         if (strncmp(e->place, "--", 2) == 0) s->tokens = s->seconds = s->flops = 0; /* in place of the file's */
         if ((status = read_amount(e, seconds ? 0.001 : 1,
@@ -269,7 +271,7 @@ static int read_axis(chm_study *s, const reading *r, const entry *e) {
         const char *end = c;
         while (begin < end && *begin == ' ') begin++;
         while (begin < end && end[-1] == ' ') end--;
-        if (begin == end)
+        if (begin == end || *begin == ';')
             return chm_fail(CHM_E_CONFIG, "%s: %s: a value is missing; expected values with commas between", e->place,
                             e->key);
         if (a->values == CHM_STUDY_VALUES)
