@@ -116,7 +116,7 @@ static void bad_studies(void **state) {
         {STUDY VARIANTS "[variant a]\nnum_heads = 1\n", NULL, CHM_E_CONFIG,
          "study.ini:11: [variant a] was there already"},
         {STUDY VARIANTS "[variant  a]\nnum_heads = 1\n", NULL, CHM_E_CONFIG,
-         "study.ini:11: a variant 'a' was there already"},
+         "study.ini:11: [variant a] was there already"},
         {STUDY VARIANTS "[variant c]\nbackbone.layer_pattern = gd\n", NULL, CHM_E_CONFIG,
          "study.ini:11: [variant c] gives the same card as [variant a]"},
         {STUDY VARIANTS "[variant c]\nbackbone.layer_patern = gd\n", NULL, CHM_E_CONFIG,

@@ -54,6 +54,18 @@ static char *keep_format(chm_study *s, const char *format, ...) {
 
 /* ---- reading ---- */
 
+/* "variant  a " is "variant a". */
+static void squeeze(char *section) {
+    char *to = section;
+    for (const char *from = section; *from; from++) {
+        const bool blank = *from == ' ' || *from == '\t';
+        if (!blank) *to++ = *from;
+        if (blank && to > section && to[-1] != ' ') *to++ = ' ';
+    }
+    if (to > section && to[-1] == ' ') to--;
+    *to = '\0';
+}
+
 static int add_entry(reading *r, const char *section, const char *key, const char *value, const char *place) {
     if (r->count == r->capacity) {
         const size_t capacity = r->capacity ? 2 * r->capacity : 64;
@@ -63,8 +75,9 @@ static int add_entry(reading *r, const char *section, const char *key, const cha
         r->capacity = capacity;
     }
     entry *e = &r->entry[r->count++];
-    *e = (entry){keep(r->study, section), key ? keep(r->study, key) : NULL, value ? keep(r->study, value) : NULL,
-                 keep(r->study, place)};
+    char *name = keep(r->study, section);
+    if (name != NULL) squeeze(name);
+    *e = (entry){name, key ? keep(r->study, key) : NULL, value ? keep(r->study, value) : NULL, keep(r->study, place)};
     return e->section && e->place && (!key || (e->key && e->value)) ? CHM_OK : CHM_E_MEMORY;
 }
 
@@ -325,8 +338,8 @@ static int read_task_key(const reading *r, const entry *e, chm_study_task *t) {
 
 /* "variant", and *name behind it, "" where there is none. */
 static const char *kind_of(const char *section, const char **name) {
-    const size_t n = strcspn(section, " \t");
-    *name = section + n + strspn(section + n, " \t");
+    const size_t n = strcspn(section, " ");
+    *name = section + n + (section[n] == ' ');
     for (int i = 0; kinds[i]; i++)
         if (strlen(kinds[i]) == n && strncmp(kinds[i], section, n) == 0) return kinds[i];
     return NULL;
@@ -335,7 +348,7 @@ static const char *kind_of(const char *section, const char **name) {
 static int check_section(const reading *r, const entry *e, const char *kind, const char *name) {
     if (kind == NULL) {
         char word[64];
-        snprintf(word, sizeof word, "%.*s", (int)strcspn(e->section, " \t"), e->section);
+        snprintf(word, sizeof word, "%.*s", (int)strcspn(e->section, " "), e->section);
         const char *near = chm_nearest(word, kinds);
         return chm_fail(CHM_E_CONFIG,
                         "%s: no section [%s] in a study%s%s%s; it has [study], [card], [variant NAME], [grid], [task], "
@@ -366,10 +379,6 @@ static int begin_variant(chm_study *s, const entry *e, const char *name) {
         return CHM_E_MEMORY;
     if (s->variants == CHM_STUDY_VARIANTS)
         return chm_fail(CHM_E_CONFIG, "%s: more than %d variants", e->place, CHM_STUDY_VARIANTS);
-    for (int i = 0; i < s->variants; i++)
-        if (strcmp(s->variant[i].name, name) == 0)
-            return chm_fail(CHM_E_CONFIG, "%s: a variant '%s' was there already (%s); give one of them another name",
-                            e->place, name, s->variant[i].place);
     s->variant[s->variants++] = (chm_variant){.name = name, .place = e->place};
     return CHM_OK;
 }
