@@ -46,8 +46,9 @@ static const struct cli_example examples[] = {
 
 typedef struct watch {
     const struct cli *c;
-    int lines;   /* of the table on the terminal */
-    double said; /* when a line was last written elsewhere */
+    int lines;    /* of the table on the terminal */
+    double said;  /* when a line was last written elsewhere */
+    double first; /* part of the study that was done when it began; < 0: not known yet */
 } watch;
 
 static const char *const state_name[] = {[CHM_CELL_WAITING] = "waiting",
@@ -56,14 +57,24 @@ static const char *const state_name[] = {[CHM_CELL_WAITING] = "waiting",
                                          [CHM_CELL_DIVERGED] = "diverged",
                                          [CHM_CELL_FAILED] = "failed"};
 
-static void say_summary(const chm_ablate_progress *p, char *line, size_t n) {
+static void say_summary(watch *w, const chm_ablate_progress *p, char *line, size_t n) {
     int count[CHM_CELL_FAILED + 1] = {0};
-    char time[24];
-    for (int i = 0; i < p->cells; i++) count[p->cell[i].state]++;
+    double done = 0;
+    char time[24], left[24] = "?";
+    for (int i = 0; i < p->cells; i++) {
+        const chm_ablate_cell_progress *s = &p->cell[i];
+        count[s->state]++;
+        if (s->state != CHM_CELL_WAITING && s->state != CHM_CELL_RUNNING)
+            done += 1.0 / p->cells;
+        else if (s->state == CHM_CELL_RUNNING && s->total_tokens > 0)
+            done += (double)s->tokens / (double)s->total_tokens / p->cells;
+    }
+    if (w->first < 0) w->first = done;
+    if (done > w->first) cli_duration(p->seconds / (done - w->first) * fmax(1 - done, 0), left, sizeof(left));
     cli_duration(p->seconds, time, sizeof(time));
-    snprintf(line, n, "%d cells: %d finished, %d diverged, %d failed, %d running, %d waiting  %s", p->cells,
+    snprintf(line, n, "%d cells: %d finished, %d diverged, %d failed, %d running, %d waiting  %s  ETA %s", p->cells,
              count[CHM_CELL_FINISHED], count[CHM_CELL_DIVERGED], count[CHM_CELL_FAILED], count[CHM_CELL_RUNNING],
-             count[CHM_CELL_WAITING], time);
+             count[CHM_CELL_WAITING], time, left);
 }
 
 static void say_cell(const chm_ablate_cell_progress *s, char *line, size_t n) {
@@ -73,7 +84,7 @@ static void say_cell(const chm_ablate_cell_progress *s, char *line, size_t n) {
     cli_count(s->tokens_per_second, rate, sizeof(rate));
     if (isfinite(s->bits_per_byte)) snprintf(bits, sizeof(bits), "  %.4f bits", s->bits_per_byte);
     const bool rated = isfinite(s->tokens_per_second);
-    snprintf(line, n, "%-28s %-8s %s%s%s tokens%s%s%s", s->name, state_name[s->state], done,
+    snprintf(line, n, "%-20s %-8s %s%s%s tokens%s%s%s", s->name, state_name[s->state], done,
              s->total_tokens > 0 ? "/" : "", s->total_tokens > 0 ? total : "", bits, rated ? "  " : "",
              rated ? rate : "");
     if (rated) strncat(line, " tok/s", n - strlen(line) - 1);
@@ -84,7 +95,7 @@ static void draw(watch *w, const chm_ablate_progress *p) {
     char line[256];
     int lines = 1;
     if (w->lines > 0) fprintf(stderr, "\033[%dA", w->lines);
-    say_summary(p, line, sizeof(line));
+    say_summary(w, p, line, sizeof(line));
     fprintf(stderr, "\r\033[K%.*s\n", cli_columns(), line);
     for (int i = 0; i < p->cells; i++) {
         if (p->cell[i].state != CHM_CELL_RUNNING) continue;
@@ -121,7 +132,7 @@ static void on_progress(void *user, const chm_ablate_progress *p) {
         say_cell(&p->cell[p->changed], line, sizeof(line));
         cli_message(w->c, "%s", line);
     } else if (cli_now() - w->said >= EVERY) {
-        say_summary(p, line, sizeof(line));
+        say_summary(w, p, line, sizeof(line));
         cli_message(w->c, "%s", line);
         w->said = cli_now();
     }
@@ -147,7 +158,7 @@ static uint32_t add_words(const struct cli *c, const char **word, uint32_t n) {
 static int run_ablate(struct cli *c) {
     const struct cli_value *data = cli_get(c, "data"), *validation = cli_get(c, "validation"), *set = cli_get(c, "set"),
                            *cell = cli_get(c, "cell");
-    watch w = {.c = c, .said = cli_now()};
+    watch w = {.c = c, .said = cli_now(), .first = -1};
     char program[PATH_MAX];
     const char *word[16];
     uint32_t words = 0;
