@@ -71,7 +71,7 @@ static const struct cli_example examples[] = {
     {"chimera train card.json --data a.txt --dry-run", "what it would need"},
 };
 
-static void on_progress(void *user, const chm_progress *p) {
+void cli_show_training(void *user, const chm_progress *p) {
     const struct cli *c = user;
     if (p->message != NULL) {
         cli_message(c, "%s", p->message);
@@ -159,7 +159,7 @@ static int run_train(struct cli *c) {
                                  .resume = cli_get(c, "resume")->given,
                                  .dry_run = cli_get(c, "dry-run")->given,
                                  .checkpoint_seconds = cli_get(c, "checkpoint-seconds")->real,
-                                 .progress = on_progress,
+                                 .progress = cli_show_training,
                                  .user = c,
                                  .stop = &cli_stop};
     chm_train_result result = {.size = sizeof(result), .validation_bits_per_byte = NAN};

@@ -107,6 +107,8 @@ struct chm_card_options {
     size_t ini_count;
     const char *const *set; /* "a.b=c" */
     size_t set_count;
+    const struct chm_override *override; /* after those, with a place of their own for messages */
+    size_t override_count;
     bool read_environment;
     bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
     bool trained;   /* of a model that is there: an optimiser that made it may be missing */

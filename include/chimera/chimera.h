@@ -155,6 +155,58 @@ typedef struct chm_train_result {
 /* CHM_E_INTERRUPTED when stopped by `stop` with everything saved. */
 CHM_PUBLIC int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result);
 
+/* ---- studies: variants of a card against each other ----------------------------------------------------------------
+ */
+
+typedef enum chm_cell_state {
+    CHM_CELL_WAITING,
+    CHM_CELL_RUNNING,
+    CHM_CELL_FINISHED,
+    CHM_CELL_DIVERGED, /* it ran to an end that is no model: counted, not dropped */
+    CHM_CELL_FAILED,   /* it could not run; the next call tries again */
+} chm_cell_state;
+typedef struct chm_ablate_cell_progress {
+    const char *name; /* its run directory is DIR/cells/NAME */
+    chm_cell_state state;
+    int64_t tokens, total_tokens; /* total 0: not known yet */
+    double bits_per_byte;         /* of training, lately; of a finished cell: of the first text it is scored on */
+    double tokens_per_second;
+} chm_ablate_cell_progress;
+typedef struct chm_ablate_progress {
+    uint32_t size;
+    int32_t cells, changed; /* changed: the cell that began or ended; -1: time passed */
+    const chm_ablate_cell_progress *cell;
+    double seconds;
+    const char *message; /* a line instead, or NULL */
+} chm_ablate_progress;
+typedef struct chm_ablate_options {
+    uint32_t size;
+    uint32_t data_count, validation_count, set_count, command_count;
+    const char *study; /* an ini file (docs/reference.md), or the directory of a study that was begun */
+    const char *out;   /* directory of the study; NULL: run/NAME of NAME.ini */
+    const char *const *data, *const *validation; /* in place of the study's */
+    const char *const *set;                      /* "key=value" of [study]; a budget takes the place of another */
+    /* the words that run one cell when DIR, --cell, N, --threads and T are put behind them */
+    const char *const *command;
+    bool dry_run; /* check everything and show the cells */
+    bool slurm;   /* write DIR/slurm.sh, a job array, and run nothing */
+    void (*progress)(void *user, const chm_ablate_progress *p);
+    void *user;
+    const volatile int *stop; /* becomes non-zero to stop all cells with their checkpoints saved; or NULL */
+} chm_ablate_options;
+/* Checks the study and everything in it, runs its cells as processes, as many at once as the runtime has threads,
+ * and reports: DIR/results.csv, report.md and report.html; `out` gets the comparison. Finished cells are never run
+ * again, and unfinished ones go on from their checkpoints. CHM_E_VERDICT: cells failed. */
+CHM_PUBLIC int chm_ablate(chm_runtime *r, const chm_ablate_options *options, chm_output format, FILE *out);
+/* One cell of a study that was begun, in this process. */
+CHM_PUBLIC int chm_ablate_cell(chm_runtime *r, const char *directory, int64_t cell,
+                               void (*progress)(void *user, const chm_progress *p), void *user,
+                               const volatile int *stop);
+/* The reports of a study, finished or not, from what its cells left on disk. */
+CHM_PUBLIC int chm_report(const char *directory, chm_output format, FILE *out);
+/* The commit this library was built from, "-dirty" behind it where files were changed; "unknown" outside of git. */
+CHM_PUBLIC const char *chm_commit(void);
+
 /* ---- models --------------------------------------------------------------------------------------------------------
  */
 
