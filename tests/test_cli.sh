@@ -229,6 +229,9 @@ expect 0 'wrote named.b158' init card.json --set files.weights=named.b158 --seed
 expect 0 '' init card.json -o other.b158 --seed 4
 cmp -s model.b158 other.b158 && bad 'init: another seed gave the same file' || ok
 expect 4 '' init card.json -o missing/model.b158
+expect 2 'plain.safetensors: a model is written as a .b158' init card.json -o plain.safetensors
+expect 2 'plain.safetensors: a model is written as a .b158' init card.json --set files.weights=plain.safetensors
+[ -e plain.safetensors ] && bad 'init: a .b158 is called .safetensors' || ok
 for format in text json csv md; do expect 0 '' inspect model.b158 --verify -o $format; done
 expect 0 '' inspect model.b158 -o json
 json out
@@ -244,6 +247,28 @@ json out "[(p['part'], p['parameters'], p['bytes']) for p in d['parts'][:-1]] ==
 head -c 1000 model.b158 >short.b158
 expect 4 'short.b158' run short.b158 -p a
 expect 4 '' inspect text.txt
+
+# ---- other forms
+expect 0 'wrote plain.safetensors' convert model.b158 plain.safetensors
+expect 0 'wrote back.b158' convert plain.safetensors back.b158
+cmp -s model.b158 back.b158 && ok || bad 'convert: there and back is another file'
+grep -q 'scales' err && bad 'convert: scales that fit are found anew' || ok
+if [ -n "$python" ]; then
+    "$python" - <<'PYTHON'
+import json, struct
+data = bytearray(open("plain.safetensors", "rb").read())
+header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+begin = len(data) - max(t["data_offsets"][1] for name, t in header.items() if name != "__metadata__")
+for name in ("layers.0.mixer.q.scales", "layers.0.ffn.up.scales"):
+    first, last = (begin + at for at in header[name]["data_offsets"])
+    data[first:last] = b"\xff" * (last - first)
+open("unfit.safetensors", "wb").write(data)
+PYTHON
+    expect 0 'those stored with 2 matrices did not fit' convert unfit.safetensors fit.b158
+    expect 0 'those stored with 2 matrices did not fit' convert unfit.safetensors fit.b158 -q
+else
+    skip 'no python3: no scales damaged'
+fi
 
 # ---- the decoder of model files
 if [ -n "$python" ] && "$python" -c 'import numpy' 2>/dev/null; then

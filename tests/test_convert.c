@@ -245,6 +245,15 @@ static void plain(void **state) {
     refused(chm_convert(runtime, in_folder("nano.b158"), in_folder("no.b158"), &by_card, NULL), CHM_E_CONFIG, "--card",
             "card inside");
 
+    static const char *const no_cards[] = {"{", "", "[]", "3"};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(no_cards); i++) {
+        told("nano.safetensors", "told.safetensors", "card", no_cards[i]);
+        refused(convert("told.safetensors", "no.b158", NULL, NULL, false, NULL), CHM_E_DATA, "card in __metadata__",
+                "no JSON object");
+        must(chm_convert(runtime, in_folder("told.safetensors"), in_folder("back/nano.b158"), &by_card, NULL));
+        assert_same("nano.b158", "back/nano.b158");
+    }
+
     /* what the model holds, from its own reader */
     chm_model *m = NULL;
     must(chm_open(runtime, in_folder("nano.b158"), &bare, true, &m));

@@ -836,6 +836,8 @@ static void allowed_ids_have_their_logits(void **state) {
             assert_memory_equal(few, whole, N * VOCAB * sizeof *few);
             assert_int_equal(chm_stream_allow(s, (const int32_t[]){3, VOCAB}, 2), CHM_E_DATA);
             assert_int_equal(chm_stream_allow(s, (const int32_t[]){-1}, 1), CHM_E_DATA);
+            assert_int_equal(chm_stream_allow(s, (const int32_t[]){3}, -5), CHM_E_CONFIG);
+            assert_non_null(strstr(chm_error(), "-5 tokens to allow"));
             chm_free(whole);
             chm_stream_close(s);
             chm_close(m);

@@ -459,6 +459,12 @@ int chm_init_model(chm_runtime *r, const char *card_path, const chm_overlay *ove
     int status = chm_runtime_ready(r);
     if (status == CHM_OK) status = chm_card_options_from(r, overlay, &options);
     if (status != CHM_OK) return status;
+    const size_t length = strlen(path), tail = strlen(".safetensors");
+    if (length >= tail && strcmp(path + length - tail, ".safetensors") == 0)
+        return chm_fail(CHM_E_CONFIG,
+                        "%s: a model is written as a .b158, and `chimera convert` makes plain .safetensors files of "
+                        "such; give it another name",
+                        path);
     bool read = chm_same_file(card_path, path);
     for (size_t i = 0; i < options.ini_count; i++) read = read || chm_same_file(options.ini[i], path);
     if (read)

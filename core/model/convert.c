@@ -323,6 +323,20 @@ static int check_names(const struct job *j) {
     return status;
 }
 
+/* The card goes into the model as it is; what no model can be opened with is refused while its file is at hand. */
+static int check_card(const struct job *j) {
+    json_error_t error;
+    if (j->model) return CHM_OK;
+    json_t *card = chm_json_load(j->card, strlen(j->card), &error);
+    const bool json = card != NULL, object = json_is_object(card);
+    json_decref(card);
+    if (object) return CHM_OK;
+    if (!json && chm_json_starved()) return chm_fail(CHM_E_MEMORY, "%s: out of memory reading the card inside", j->in);
+    return chm_fail(CHM_E_DATA,
+                    "%s: the card in __metadata__ is no JSON object%s%s; name the card of the model with --card", j->in,
+                    json ? "" : ": ", json ? "" : chm_quote(error.text).text);
+}
+
 /* ---- encodings ---- */
 
 struct repacking {
@@ -566,6 +580,7 @@ int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_conve
     const char *format = chm_safetensors_meta(j.file, "format");
     status = format && !strcmp(format, CHM_B158_FORMAT) ? read_ours(&j) : read_plain(&j);
     if (!status) status = check_names(&j);
+    if (!status) status = check_card(&j);
     if (!status && j.experts.path && chm_same_file(j.experts.path, out))
         status = chm_fail(CHM_E_CONFIG, "%s: would replace the experts of %s; give it another name", out, in);
     for (int i = 0; i < j.params && !status; i++) {

@@ -147,6 +147,8 @@ void chm_stream_close(chm_stream *s) {
 
 int chm_stream_allow(chm_stream *s, const int32_t *ids, int64_t n) {
     const int64_t vocab = s->model->config->vocab;
+    if (n < 0)
+        return chm_fail(CHM_E_CONFIG, "%lld tokens to allow: 1 or more, or 0 for all of the vocabulary", (long long)n);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab)
             return chm_fail(CHM_E_DATA, "token %d at index %lld of those allowed is not in the vocabulary 0..%lld",
@@ -164,7 +166,7 @@ int chm_stream_allow(chm_stream *s, const int32_t *ids, int64_t n) {
     }
     int32_t *list = (int32_t *)(uintptr_t)s->allowed.id;
     s->allowed.count = 0;
-    if (n <= 0) return CHM_OK;
+    if (n == 0) return CHM_OK;
     memset(s->allow, 0, (size_t)vocab * sizeof(*s->allow));
     for (int64_t i = 0; i < n; i++) s->allow[ids[i]] = true;
     for (int64_t id = 0; id < vocab; id++)
