@@ -339,7 +339,7 @@ def diverging():
                 "[variant wild]\nquantization.method = none\ntraining.phases.pretrain.lr = 10\n"
                 "training.phases.pretrain.grad_clip = 0\ntraining.phases.pretrain.warmup_steps = 0\n"
                 "training.phases.pretrain.eps = 1e-30\nquantization.embedding = f32\ninitializer_range = 1\n")
-    run("ablate", "diverge.ini", "-q", "--out", "wild", "--set", "tokens=10K", "--set", "checkpoint_seconds=60")
+    run("ablate", "diverge.ini", "-q", "--out", "wild", "--set", "tokens=40K", "--set", "checkpoint_seconds=60")
     rows = [r for r in results("wild") if r["variant"] == "wild"]
     report = read("wild/report.md").decode()
     states = [r["state"] for r in rows]
