@@ -64,8 +64,8 @@ typedef struct chm_model_config {
 struct chm_mezo_config {
     double epsilon, ternary_epsilon, revive;
     int64_t samples; /* 0: another optimiser */
-    bool signs;    /* directions of plus and minus one */
-    bool unpacked; /* nothing but f32 parameters */
+    bool signs;      /* directions of plus and minus one */
+    bool unpacked;   /* nothing but f32 parameters */
     bool skip_zeros;
 };
 

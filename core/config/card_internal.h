@@ -17,7 +17,7 @@ struct chm_card {
     const chm_value *missing; /* the switch of the first section that is on, not built and would change numbers */
     chm_string problems;      /* one line each */
     int problem_count;
-    bool starved;   /* out of memory on the way */
+    bool starved;            /* out of memory on the way */
     bool one_layer, trained; /* chm_card_options */
 };
 
