@@ -1,7 +1,6 @@
 /* train.c: chm_train(): a run from its card to its packed model. */
 #include "train/trainer.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -202,20 +201,11 @@ static int check_directory(const chm_trainer *t, bool *resume) {
     return status;
 }
 
-/* Files that a killed run was writing: nobody else has any, now that the directory is locked. */
+/* What a killed run was writing: nobody else is writing here, now that the directory is locked. */
 static void remove_unfinished(const chm_trainer *t) {
     const char *const path[] = {t->checkpoint_path, t->model_path, t->card_path, t->tokenizer_path};
-    DIR *directory = opendir(t->options->out);
-    struct dirent *entry;
-    while (directory != NULL && (entry = readdir(directory)) != NULL)
-        for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++) {
-            const char *name = path[i] != NULL ? strrchr(path[i], '/') + 1 : NULL;
-            const size_t n = name != NULL ? strlen(name) : 0;
-            if (n == 0 || strncmp(entry->d_name, name, n) != 0 || strncmp(entry->d_name + n, ".tmp-", 5) != 0) continue;
-            if (entry->d_name[n + 5 + strspn(entry->d_name + n + 5, "0123456789")] == '\0')
-                unlinkat(dirfd(directory), entry->d_name, 0);
-        }
-    if (directory != NULL) closedir(directory);
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++)
+        if (path[i] != NULL) chm_writer_clear(path[i], true);
 }
 
 static int lock_directory(chm_trainer *t) {
