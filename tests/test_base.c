@@ -9,8 +9,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <dirent.h>
 
@@ -390,6 +392,99 @@ static void writes_all_or_nothing(void **state) {
     chm_free(link);
 }
 
+/* What a process that was killed left of a file is removed by the next that writes it, and nothing else is. */
+static void clears_what_was_left(void **state) {
+    (void)state;
+    char *folder = in_scratch("left"), *path = in_scratch("left/file"), *link = in_scratch("left/link");
+    char *of_dead, *kept[6], *ours;
+    int to_child[2], from_child[2];
+    pid_t dead = 0, alive = 0;
+    char byte;
+    chm_writer w;
+    assert_int_equal(chm_make_directory(folder), CHM_OK);
+    assert_int_equal(pipe(to_child) | pipe(from_child), 0);
+    for (int kill_it = 1; kill_it >= 0; kill_it--) {
+        const pid_t pid = fork();
+        if (pid == 0) { /* amid its file, until it is told to go on or is killed */
+            close(to_child[1]);
+            if (chm_writer_open(&w, path) || chm_writer_write(&w, "new", 3) || chm_writer_sync(&w)) _exit(1);
+            if (write(from_child[1], "x", 1) != 1 || read(to_child[0], &byte, 1) != 1) _exit(1);
+            _exit(chm_writer_commit(&w) == CHM_OK ? 0 : 1);
+        }
+        assert_true(pid > 0);
+        assert_int_equal(read(from_child[0], &byte, 1), 1);
+        if (kill_it) {
+            assert_int_equal(kill(pid, SIGKILL), 0);
+            assert_int_equal(waitpid(pid, NULL, 0), pid);
+            dead = pid;
+        } else {
+            alive = pid;
+        }
+    }
+    /* the second that wrote it cleared what the first had left */
+    of_dead = chm_format("%s.tmp-%ld", path, (long)dead);
+    kept[0] = chm_format("%s.tmp-%ld", path, (long)alive);
+    assert_int_equal(access(of_dead, F_OK), -1);
+    assert_int_equal(access(kept[0], F_OK), 0);
+
+    /* other names and kinds stay, and one that somebody holds whatever its number says */
+    FILE *f = fopen(of_dead, "w");
+    assert_non_null(f);
+    assert_int_equal(flock(fileno(f), LOCK_EX), 0);
+    kept[1] = chm_format("%s.tmp-%ldx", path, (long)dead);
+    kept[2] = chm_format("%s.tmp-0%ld", path, (long)dead);
+    kept[3] = chm_format("%s.tmp-", path);
+    kept[4] = chm_format("%s2.tmp-%ld", path, (long)dead);
+    kept[5] = chm_format("%s.tmp-99999999999999999999", path);
+    for (size_t i = 1; i < CHM_ARRAY_COUNT(kept); i++) put_text(kept[i], "x");
+    put_text(path, "old");
+    assert_int_equal(access(of_dead, F_OK), 0);
+    fclose(f);
+    put_text(link, "of another");
+    put_text(path, "old");
+    assert_int_equal(access(of_dead, F_OK), -1);
+    assert_int_equal(mkdir(of_dead, 0777), 0);
+    put_text(path, "old");
+    assert_int_equal(rmdir(of_dead), 0);
+    assert_int_equal(symlink("link", of_dead), 0);
+    put_text(path, "old");
+    for (size_t i = 1; i < CHM_ARRAY_COUNT(kept); i++) assert_int_equal(access(kept[i], F_OK), 0);
+
+    /* the one that lives ends as if nobody had been there; alone, what lives is of no matter */
+    assert_int_equal(write(to_child[1], "x", 1), 1);
+    int ended;
+    assert_int_equal(waitpid(alive, &ended, 0), alive);
+    assert_true(WIFEXITED(ended) && WEXITSTATUS(ended) == 0);
+    has_text(path, "new");
+    ours = chm_format("%s.tmp-1", path); /* there always is such a process */
+    put_text(ours, "x");
+    chm_writer_clear(path, false);
+    assert_int_equal(access(ours, F_OK), 0);
+    chm_writer_clear(path, true);
+    assert_int_equal(access(ours, F_OK), -1);
+    assert_int_equal(unlink(of_dead), 0); /* the link */
+    has_text(link, "of another");
+
+    /* by a name without a folder */
+    char here[4096];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_int_equal(chdir(folder), 0);
+    put_text(of_dead, "x");
+    put_text("file", "old");
+    assert_int_equal(access(of_dead, F_OK), -1);
+    assert_int_equal(chdir(here), 0);
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(kept); i++) chm_free(kept[i]);
+    chm_free(of_dead);
+    chm_free(ours);
+    chm_free(folder);
+    chm_free(path);
+    chm_free(link);
+    for (int i = 0; i < 2; i++) {
+        close(to_child[i]);
+        close(from_child[i]);
+    }
+}
+
 static void says_why_it_cannot_write(void **state) {
     (void)state;
     chm_writer w;
@@ -627,6 +722,7 @@ int main(void) {
         cmocka_unit_test(hashes_are_xxh3),
         cmocka_unit_test(finds_the_nearest_name),
         cmocka_unit_test_setup_teardown(writes_all_or_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(clears_what_was_left, set_up, tear_down),
         cmocka_unit_test_setup_teardown(says_why_it_cannot_write, set_up, tear_down),
         cmocka_unit_test_setup_teardown(reads_and_maps, set_up, tear_down),
         cmocka_unit_test(prints_tables),

@@ -452,6 +452,24 @@ expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 -o csv
 [ "$(wc -l <out)" -eq 3 ] && ok || bad 'bench -o csv: not three lines'
 expect 0 '' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --set modes.fast.loops=1 --set modes.fast.neural_hz=1
 says out 'modes.fast.neural_hz'
+compare() { # compare 'words on stderr' FILE
+    expect 4 "$1" bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --compare "$2"
+    [ -s out ] && bad "bench --compare $2: half a report" || ok
+}
+sed 's/"schema_version": 1/"schema_version": 2/' bench.json >other.json
+compare 'other.json: a report of schema_version 2; this Chimera reads 1' other.json
+sed 's/"schema_version": 1/"schema_version": "1"/' bench.json >other.json
+compare 'other.json: schema_version is a string' other.json
+sed 's/"tokens_per_second": [-+.0-9e]*/"tokens_per_second": "fast"/' bench.json >other.json
+compare 'other.json: rows[0].tokens_per_second is a string, expected a number' other.json
+sed 's/"loops": 0/"loops": 7/' bench.json >other.json
+compare 'other.json: none of its 4 rows goes with what is measured here' other.json
+echo '{"schema_version": 1, "rows": []}' >other.json
+compare 'other.json: none of its 0 rows' other.json
+echo '{"schema_version": 1, "rows": [3]}' >other.json
+compare 'other.json: rows[0] is a number, expected an object' other.json
+echo '{"schema_version": 1, "rows": [{"name": "decode", "encoding": "t5", "backend": "scalar", "loops": 0}]}' >other.json
+compare 'other.json: rows[0].rows is not there, expected a number' other.json
 expect 4 'is no report of' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --compare card.json
 expect 4 'nowhere.json: cannot open' bench model.b158 -r 1 --prefill 2 --decode 1 --streams 1 --compare nowhere.json
 expect 3 "no backend 'avx9'" bench model.b158 --backends avx9

@@ -578,7 +578,7 @@ static void test_refusals(void **state) {
     } cases[] = {
         {"sk.sketch_bits=1100", "tsp_knot.sketch_bits is 1100: a multiple of 1024"},
         {"sk.energy_terms.debt=[0.3, \"guess\"]",
-         "tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta], got"},
+         "tsp_knot.energy_terms.debt: expected [number 0..1000, obligation_delta] or number"},
         {"sk.energy_terms.dept=[0.3, \"obligation_delta\"]", "no key 'dept' in tsp_knot.energy_terms (did you mean"},
         {"sk.energy_terms.memory_coherence=[-1, \"hamming_to_semantic_sketch\"]",
          "expected [number 0..1000, hamming_to_semantic_sketch]"},

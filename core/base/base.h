@@ -140,7 +140,8 @@ int chm_map_open(chm_map *m, const char *path); /* read-only mmap of a regular f
 int chm_map_descriptor(chm_map *m, int fd, const char *name); /* the same of an open file, which stays open */
 void chm_map_close(chm_map *m);
 int chm_read_file(const char *path, uint64_t limit, char **text, size_t *size); /* NUL-terminated; caller chm_free()s */
-/* Atomic writing: bytes go to PATH.tmp-PID, commit fsyncs and renames; abandon removes the temporary. */
+/* Atomic writing: bytes go to PATH.tmp-PID, commit fsyncs and renames; abandon removes the temporary. That of a process
+ * that was killed is removed by whoever writes PATH next. */
 typedef struct chm_writer {
     FILE *file;
     char *path, *temporary;
@@ -149,7 +150,10 @@ int chm_writer_open(chm_writer *w, const char *path);
 int chm_writer_write(chm_writer *w, const void *data, size_t bytes);
 int chm_writer_sync(chm_writer *w); /* all of it on disk, not yet under its name: commit will only rename */
 int chm_writer_commit(chm_writer *w);
-void chm_writer_abandon(chm_writer *w);           /* fine after commit */
+void chm_writer_abandon(chm_writer *w); /* fine after commit */
+/* Removes such files of processes that are gone; with `alone`, which says that nobody else can be writing PATH now, of
+ * all. */
+void chm_writer_clear(const char *path, bool alone);
 bool chm_same_file(const char *a, const char *b); /* both exist and are one file, links followed */
 int chm_make_directory(const char *path);         /* with parents; existing is fine */
 

@@ -1,11 +1,14 @@
 /* files.c: reading whole files, mapping them, and writing them so that a reader sees the old one or the new one. */
 #include "base/base.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -82,6 +85,45 @@ out:
 
 /* ---- writing ---- */
 
+#define TEMPORARY ".tmp-"
+
+/* The process that `name` says is writing `base`, or 0: it is no such name. */
+static long writer_of(const char *name, const char *base) {
+    const size_t n = strlen(base), tail = sizeof TEMPORARY - 1;
+    char *end;
+    if (strncmp(name, base, n) != 0 || strncmp(name + n, TEMPORARY, tail) != 0) return 0;
+    if (name[n + tail] < '1' || name[n + tail] > '9') return 0;
+    const long pid = strtol(name + n + tail, &end, 10);
+    return *end || pid > INT_MAX ? 0 : pid;
+}
+
+/* Is nobody writing that file? A number says little where processes of another machine or container write too, so
+ * that the file is not locked must be seen as well; where that cannot be seen it stays. */
+static bool abandoned(int directory, const char *name, long pid) {
+    if (kill((pid_t)pid, 0) == 0 || errno != ESRCH) return false;
+    const int fd = openat(directory, name, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    const bool unlocked = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+    if (fd >= 0) close(fd);
+    return unlocked;
+}
+
+void chm_writer_clear(const char *path, bool alone) {
+    char folder[PATH_MAX];
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const int n = snprintf(folder, sizeof folder, "%.*s", (int)(base - path), path);
+    if (n < 0 || (size_t)n >= sizeof folder) return;
+    DIR *directory = opendir(n ? folder : ".");
+    struct dirent *entry;
+    struct stat st;
+    while (directory && (entry = readdir(directory))) {
+        const long pid = writer_of(entry->d_name, base);
+        if (pid == 0 || fstatat(dirfd(directory), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+            continue;
+        if (alone || abandoned(dirfd(directory), entry->d_name, pid)) unlinkat(dirfd(directory), entry->d_name, 0);
+    }
+    if (directory) closedir(directory);
+}
+
 int chm_writer_open(chm_writer *w, const char *path) {
     struct stat st;
     int fd = -1, status = CHM_OK;
@@ -95,7 +137,8 @@ int chm_writer_open(chm_writer *w, const char *path) {
     /* A device or a pipe (/dev/stdout, /dev/null) is written to and never replaced. */
     bool direct = exists && !S_ISREG(st.st_mode);
     if (!direct) {
-        w->temporary = chm_format("%s.tmp-%ld", w->path, (long)getpid());
+        chm_writer_clear(w->path, false);
+        w->temporary = chm_format("%s" TEMPORARY "%ld", w->path, (long)getpid());
         if (!w->temporary) {
             status = CHM_E_MEMORY;
             goto failed;
@@ -109,6 +152,7 @@ int chm_writer_open(chm_writer *w, const char *path) {
         w->temporary = NULL; /* not ours to remove */
         goto failed;
     }
+    if (!direct) (void)!flock(fd, LOCK_EX | LOCK_NB); /* as long as it is open: abandoned() */
     if (!direct && exists) (void)!fchmod(fd, st.st_mode & 07777);
     w->file = fdopen(fd, "wb");
     if (!w->file) {

@@ -250,6 +250,7 @@ int chm_bench(const chm_bench_subject *subject, uint32_t subjects, const chm_ben
                                         (float)m->config->norm_eps, &runners[i].context);
         if (status != CHM_OK) goto out;
     }
+    if (b.other && (status = chm_bench_comparable(&b)) != CHM_OK) goto out;
     for (int i = 0; i < b.rows; i++) b.row[i].rate = rates + (size_t)i * (size_t)b.repeats;
     for (int64_t i = 0; i < longest; i++) ids[i] = (int32_t)chm_below_at(1, CHM_RANDOM_TEST, 0, (uint64_t)i, known);
     if ((status = chm_memory_reader_init(&memory, subject[0].runtime->pool, largest)) != CHM_OK) goto out;

@@ -65,7 +65,8 @@ const chm_param *chm_bench_matrix(const chm_model *m);
 void chm_resident(uint64_t *mapped, uint64_t *own); /* bytes of this process, 0: not known */
 
 /* ---- bench_report.c ---- */
-int chm_bench_load(const char *path, json_t **out); /* an earlier report; json_decref it */
+int chm_bench_load(const char *path, json_t **out); /* an earlier report, its rows as we write them; json_decref it */
+int chm_bench_comparable(const chm_bench_run *b);   /* does any row of `other` go with one that is planned? */
 int chm_bench_report(const chm_bench_run *b, chm_output format, FILE *out);
 
 #endif

@@ -9,6 +9,8 @@
 
 static const double megabyte = 1e6;
 
+enum { SCHEMA_VERSION = 1 };
+
 /* ---- what ran ---------------------------------------------------------------------------------------------------- */
 
 /* "t5", or "t5 as t2" where the codes were repacked when the model was opened; "f32" without ternary layers */
@@ -50,6 +52,50 @@ static void write_kernels(const chm_runtime *r, FILE *out) {
 
 /* ---- an earlier report ------------------------------------------------------------------------------------------- */
 
+static const char *kind_of(const json_t *value) {
+    static const char *const name[] = {
+        [JSON_OBJECT] = "an object", [JSON_ARRAY] = "a list", [JSON_STRING] = "a string", [JSON_INTEGER] = "a number",
+        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",    [JSON_FALSE] = "false",     [JSON_NULL] = "null"};
+    return value ? name[json_typeof(value)] : "not there";
+}
+
+/* What rows are found by and compared in. */
+static int check_row(const char *path, size_t i, const json_t *row) {
+    static const struct {
+        const char *key, *expected;
+    } of[] = {{"name", "a string"}, {"encoding", "a string"},  {"backend", "a string"},          {"loops", "a number"},
+              {"rows", "a number"}, {"deviation", "a number"}, {"tokens_per_second", "a number"}};
+    if (!json_is_object(row))
+        return chm_fail(CHM_E_DATA, "%s: rows[%zu] is %s, expected an object", path, i, kind_of(row));
+    for (size_t k = 0; k < CHM_ARRAY_COUNT(of); k++) {
+        const char *kind = kind_of(json_object_get(row, of[k].key));
+        if (strcmp(kind, of[k].expected) != 0)
+            return chm_fail(CHM_E_DATA, "%s: rows[%zu].%s is %s, expected %s", path, i, of[k].key, kind,
+                            of[k].expected);
+    }
+    return CHM_OK;
+}
+
+static int check_report(const char *path, const json_t *root) {
+    const json_t *rows = json_object_get(root, "rows"), *version = json_object_get(root, "schema_version"), *row;
+    size_t i;
+    if (!json_is_array(rows) || !version)
+        return chm_fail(CHM_E_DATA,
+                        "%s: is no report of `chimera bench -o json`: expected an object with schema_version and rows",
+                        path);
+    if (!json_is_integer(version))
+        return chm_fail(CHM_E_DATA, "%s: schema_version is %s, expected %d", path, kind_of(version),
+                        (int)SCHEMA_VERSION);
+    if (json_integer_value(version) != SCHEMA_VERSION)
+        return chm_fail(CHM_E_DATA, "%s: a report of schema_version %lld; this Chimera reads %d", path,
+                        (long long)json_integer_value(version), (int)SCHEMA_VERSION);
+    json_array_foreach(rows, i, row) {
+        const int status = check_row(path, i, row);
+        if (status != CHM_OK) return status;
+    }
+    return CHM_OK;
+}
+
 int chm_bench_load(const char *path, json_t **out) {
     enum { LIMIT = 1 << 24 };
     char *text = NULL;
@@ -60,12 +106,12 @@ int chm_bench_load(const char *path, json_t **out) {
     json_t *root = chm_json_load(text, bytes, &error);
     chm_free(text);
     if (root == NULL && chm_json_starved()) return chm_fail(CHM_E_MEMORY, "%s: out of memory reading it", path);
-    if (!json_is_array(json_object_get(root, "rows"))) {
+    status = check_report(path, root);
+    if (status == CHM_OK)
+        *out = root;
+    else
         json_decref(root);
-        return chm_fail(CHM_E_DATA, "%s: is no report of `chimera bench -o json`: expected an object with rows", path);
-    }
-    *out = root;
-    return CHM_OK;
+    return status;
 }
 
 static bool same_text(const json_t *row, const char *key, const char *text) {
@@ -96,6 +142,14 @@ static const json_t *counterpart(const json_t *report, const chm_bench_row *row)
         points = CHM_MAX(points, here);
     }
     return best;
+}
+
+int chm_bench_comparable(const chm_bench_run *b) {
+    for (int i = 0; i < b->rows; i++)
+        if (counterpart(b->other, &b->row[i])) return CHM_OK;
+    return chm_fail(CHM_E_DATA,
+                    "%s: none of its %zu rows goes with what is measured here: none has the same name, loops and rows",
+                    b->compare, json_array_size(json_object_get(b->other, "rows")));
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------------------- */
@@ -154,9 +208,9 @@ static int fill_rows(const chm_bench_run *b, chm_table *t, bool exact, bool kern
             const json_t *match = counterpart(other, row);
             const json_t *speed = json_object_get(match, "tokens_per_second"),
                          *by = json_object_get(match, "deviation");
-            const double theirs = json_is_number(speed) ? json_number_value(speed) : -1;
+            const double theirs = match ? json_number_value(speed) : -1;
             number_cell(t, number, theirs);
-            number_cell(t, number, json_is_number(by) ? json_number_value(by) : -1);
+            number_cell(t, number, match ? json_number_value(by) : -1);
             number_cell(t, "%.3f", theirs > 0 ? row->speed.mean / theirs : -1);
         }
         if (kernels) {
@@ -232,8 +286,8 @@ static void fill_declared(const chm_bench_run *b, chm_table *t) {
 
 static int write_json(const chm_bench_run *b, const chm_table *rows, const chm_table *declared, FILE *out) {
     const chm_bench_start *s = &b->start;
-    fprintf(out, "{\n  \"schema_version\": 1,\n  \"threads\": %d,\n  \"repeats\": %d,\n", b->subject->runtime->threads,
-            b->repeats);
+    fprintf(out, "{\n  \"schema_version\": %d,\n  \"threads\": %d,\n  \"repeats\": %d,\n", (int)SCHEMA_VERSION,
+            b->subject->runtime->threads, b->repeats);
     fprintf(out, "  \"read_bytes_per_second\": %.6g,\n  \"read_deviation\": %.6g,\n  \"read_buffer_bytes\": %zu,\n",
             b->bandwidth.mean, b->bandwidth.deviation, b->buffer);
     fprintf(out, "  \"cold_start_seconds\": %.6g,\n  \"resident_mapped_bytes\": %" PRIu64, s->seconds, s->mapped);

@@ -241,26 +241,19 @@ static int check_directory(const chm_trainer *t, bool *resume) {
     return status;
 }
 
-/* Whether `name` is what a writer of `whole` works on: the same with .tmp-PID behind it. */
-static bool is_unfinished(const char *name, const char *whole, size_t n) {
-    return strncmp(name, whole, n) == 0 && strncmp(name + n, ".tmp-", 5) == 0 &&
-           name[n + 5 + strspn(name + n + 5, "0123456789")] == '\0';
-}
-
-/* Files that a killed run was writing: nobody else has any, now that the directory is locked. */
+/* What a killed run was writing, tokens of whatever data too: nobody else is writing here, now that the directory is
+ * locked. */
 static void remove_unfinished(const chm_trainer *t) {
     const char *const path[] = {t->checkpoint_path, t->model_path, t->card_path, t->tokenizer_path};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++)
+        if (path[i] != NULL) chm_writer_clear(path[i], true);
     DIR *directory = opendir(t->options->out);
     struct dirent *entry;
     while (directory != NULL && (entry = readdir(directory)) != NULL) {
         const char *name = entry->d_name, *dot = strstr(name, ".tokens.tmp-");
-        bool remove = dot != NULL && strncmp(name, "corpus-", 7) == 0 &&
-                      is_unfinished(name, name, (size_t)(dot - name) + strlen(".tokens"));
-        for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++) {
-            const char *whole = path[i] != NULL ? strrchr(path[i], '/') + 1 : NULL;
-            remove = remove || (whole != NULL && is_unfinished(name, whole, strlen(whole)));
-        }
-        if (remove) unlinkat(dirfd(directory), name, 0);
+        if (dot == NULL || strncmp(name, "corpus-", 7) != 0) continue;
+        dot += strlen(".tokens.tmp-");
+        if (dot[strspn(dot, "0123456789")] == '\0') unlinkat(dirfd(directory), name, 0);
     }
     if (directory != NULL) closedir(directory);
 }
