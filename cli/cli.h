@@ -82,11 +82,11 @@ struct cli {
     int verbosity; /* -1, 0, 1 */
 };
 
-extern const struct cli_command cli_train, cli_eval, cli_run, cli_init, cli_inspect, cli_convert, cli_check, cli_bench,
-    cli_layer, cli_layer_test, cli_tokenizer, cli_tokenizer_train, cli_tokenizer_encode, cli_tokenizer_decode,
-    cli_tokenizer_show, cli_data, cli_data_mqar, cli_data_parity, cli_data_majority, cli_state, cli_state_save,
-    cli_state_load, cli_state_fork, cli_state_show, cli_plugins, cli_plugins_list, cli_plugins_show, cli_plugins_new,
-    cli_doctor, cli_completion, cli_version, cli_help;
+extern const struct cli_command cli_train, cli_ablate, cli_report_command, cli_eval, cli_run, cli_init, cli_inspect,
+    cli_convert, cli_check, cli_bench, cli_layer, cli_layer_test, cli_tokenizer, cli_tokenizer_train,
+    cli_tokenizer_encode, cli_tokenizer_decode, cli_tokenizer_show, cli_data, cli_data_mqar, cli_data_parity,
+    cli_data_majority, cli_state, cli_state_save, cli_state_load, cli_state_fork, cli_state_show, cli_plugins,
+    cli_plugins_list, cli_plugins_show, cli_plugins_new, cli_doctor, cli_completion, cli_version, cli_help;
 extern const struct cli_command *const cli_commands[]; /* NULL-terminated, in the order of the help */
 extern const struct cli_option cli_global_options[];
 extern const size_t cli_global_count;
@@ -151,6 +151,10 @@ int cli_open_model(struct cli *c, int i, chm_model **out);
 /* Progress: one line rewritten on a terminal, a line each time elsewhere. */
 void cli_progress(const struct cli *c, const char *line);
 void cli_progress_end(void);
+/* What chm_train() and chm_ablate_cell() have to say; user: the struct cli. */
+void cli_show_training(void *user, const chm_progress *p);
+bool cli_on_terminal(void); /* is standard error one that obeys? */
+int cli_columns(void);      /* characters of a line there */
 /* Is it time for a line again (a fifth of a second on a terminal, else ten)? *last is when one was last due, 0: now. */
 bool cli_progress_due(double *last);
 void cli_duration(double seconds, char *text, size_t n); /* "1:02", "3:04:05" */

@@ -13,9 +13,10 @@ static enum thing thing_of(const char *placeholder, const char **words) {
     static const struct {
         const char *part; /* of the placeholder */
         enum thing thing;
-    } known[] = {{"FILE", A_FILE},       {"OUT", A_FILE},       {"CARD", A_CARD},        {"TOKENIZER", A_FILE},
-                 {"MODEL", A_FILE},      {"TOKENIZER", A_FILE}, {"safetensors", A_FILE}, {"DIR", A_DIRECTORY},
-                 {"BACKEND", A_BACKEND}, {"PLUGIN", A_LAYER},   {"COMMAND", A_COMMAND},  {"NAME", A_PLUGIN}};
+    } known[] = {{"FILE", A_FILE},      {"STUDY", A_FILE},      {"OUT", A_FILE},       {"CARD", A_CARD},
+                 {"TOKENIZER", A_FILE}, {"MODEL", A_FILE},      {"TOKENIZER", A_FILE}, {"safetensors", A_FILE},
+                 {"DIR", A_DIRECTORY},  {"BACKEND", A_BACKEND}, {"PLUGIN", A_LAYER},   {"COMMAND", A_COMMAND},
+                 {"NAME", A_PLUGIN}};
     *words = NULL;
     if (strcmp(placeholder, "KIND") == 0) {
         *words = "layer|backend|tokenizer";

@@ -11,10 +11,13 @@
 static const struct cli_option options[] = {
     {.name = "data",
      .type = CLI_FILES,
-     .value = "FILE",
-     .doc = "text to score, each file (or line: training.documents) a document read from a fresh state; - is standard "
-            "input; several, repeatable",
+     .value = "DATA",
+     .doc =
+         "text to score: files, directories, quoted patterns, .jsonl, .zst; - is standard input; several, repeatable",
      .required = true},
+    {.name = "holdout",
+     .type = CLI_FLAG,
+     .doc = "score only the documents that training held out (training.holdout of the model's card)"},
     {.name = "logits",
      .type = CLI_TEXT,
      .value = "OUT",
@@ -41,6 +44,7 @@ static const struct cli_example examples[] = {
     {"chimera eval run/book/model.b158 --data held-out.txt", "bits per byte of a file"},
     {"chimera eval model.b158 --data held-out.txt -o json", "the same, for a program"},
     {"chimera eval run/*/model.b158 --data held-out.txt -o md", "several models side by side, a row each"},
+    {"chimera eval run/y/model.b158 --data corpus/ --holdout", "what the run did not train on"},
     {"chimera eval model.b158 --data short.txt --logits logits.f32", "keep every logit"},
 };
 
@@ -289,6 +293,7 @@ static int run_eval(struct cli *c) {
                                 .data_count = data->count,
                                 .data = data->items,
                                 .logits = cli_get(c, "logits")->text,
+                                .holdout = cli_get(c, "holdout")->given,
                                 .split = cli_get(c, "split")->integer,
                                 .limit_bytes = cli_get(c, "limit-bytes")->integer,
                                 .progress = on_progress,
@@ -313,17 +318,17 @@ static int run_eval(struct cli *c) {
     return status;
 }
 
-const struct cli_command cli_eval = {.name = "eval",
-                                     .arguments = "MODEL...",
-                                     .summary = "scores models on text: bits per byte",
-                                     .text =
-                                         "Reads each file from a fresh state, predicting every token from those before "
-                                         "it, in constant memory whatever the\n"
-                                         "length. The number is the same for any --split, thread count and backend.",
-                                     .min_arguments = 1,
-                                     .max_arguments = INT_MAX,
-                                     .options = options,
-                                     .option_count = CLI_COUNT_OF(options),
-                                     .examples = examples,
-                                     .example_count = CLI_COUNT_OF(examples),
-                                     .run = run_eval};
+const struct cli_command cli_eval = {
+    .name = "eval",
+    .arguments = "MODEL...",
+    .summary = "scores models on text: bits per byte",
+    .text = "Reads each document from a fresh state, predicting every token from those before "
+            "it, in constant memory whatever the\n"
+            "length. The number is the same for any --split, thread count and backend.",
+    .min_arguments = 1,
+    .max_arguments = INT_MAX,
+    .options = options,
+    .option_count = CLI_COUNT_OF(options),
+    .examples = examples,
+    .example_count = CLI_COUNT_OF(examples),
+    .run = run_eval};

@@ -4,6 +4,8 @@
 #include <string.h>
 
 const struct cli_command *const cli_commands[] = {&cli_train,
+                                                  &cli_ablate,
+                                                  &cli_report_command,
                                                   &cli_eval,
                                                   &cli_run,
                                                   &cli_init,

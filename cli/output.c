@@ -19,14 +19,14 @@ void cli_open_standard_files(void) {
             abort();
 }
 
-static bool stderr_is_terminal(void) {
+bool cli_on_terminal(void) {
     const char *term = getenv("TERM");
     return isatty(STDERR_FILENO) && term != NULL && strcmp(term, "dumb") != 0;
 }
 
 static bool stderr_has_colour(void) {
     const char *no = getenv("NO_COLOR");
-    return (no == NULL || no[0] == '\0') && stderr_is_terminal();
+    return (no == NULL || no[0] == '\0') && cli_on_terminal();
 }
 
 static int progress_width; /* characters of the line now on the terminal, 0: none */
@@ -36,18 +36,18 @@ void cli_progress_end(void) {
     progress_width = 0;
 }
 
-static int terminal_columns(void) {
+int cli_columns(void) {
     struct winsize w;
-    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0 ? w.ws_col : 80;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) == 0 && w.ws_col > 0 ? w.ws_col - 1 : 79;
 }
 
 void cli_progress(const struct cli *c, const char *line) {
     if (c->verbosity < 0) return;
-    if (!stderr_is_terminal()) {
+    if (!cli_on_terminal()) {
         fprintf(stderr, "%s\n", line);
         return;
     }
-    const int columns = terminal_columns() - 1;
+    const int columns = cli_columns();
     int width = (int)strlen(line);
     if (width > columns) width = columns;
     fprintf(stderr, "\r%.*s", width, line);
@@ -58,7 +58,7 @@ void cli_progress(const struct cli *c, const char *line) {
 
 bool cli_progress_due(double *last) {
     const double now = cli_now();
-    if (*last > 0 && now - *last < (stderr_is_terminal() ? 0.2 : 10)) return false;
+    if (*last > 0 && now - *last < (cli_on_terminal() ? 0.2 : 10)) return false;
     *last = now;
     return true;
 }

@@ -196,6 +196,62 @@ static const char tokenizer_source[] =
     "CHM_PLUGIN(@, .kind = CHM_KIND_TOKENIZER, .version = \"0.1.0\", .licence = \"Apache-2.0\",\n"
     "           .summary = \"say here what @ is for\", .instance_size = sizeof(struct @_tokenizer), .ops = &ops);\n";
 
+static const char optimiser_source[] =
+    "/*\n"
+    " * @: an optimiser for Chimera. What it starts as: every weight goes by the sign of a running mean of its "
+    "gradients,\n"
+    " * one step of `lr` long, and decays as AdamW's do. <chimera/plugin.h> says what it is handed.\n"
+    " */\n"
+    "#include <chimera/plugin.h>\n"
+    "\n"
+    "/* The instance: options at the offsets of the table below. The host's, zeroed. */\n"
+    "struct @_optimiser {\n"
+    "    double momentum; /* option */\n"
+    "};\n"
+    "\n"
+    "/* The card's section \"training.@\" is checked against this table, and `chimera plugins show @` prints it. */\n"
+    "static const struct chm_option options[] = {\n"
+    "    {\"momentum\", CHM_OPT_FLOAT, offsetof(struct @_optimiser, momentum), \"0.9\", 0, 0.9999, NULL,\n"
+    "     \"part of the mean that stays in a step\", 0, 0},\n"
+    "};\n"
+    "\n"
+    "/* Which parameters are moved here; AdamW moves the others. Here: what is no vector. */\n"
+    "static bool @_takes(const void *self, const struct chm_optimiser_param *p) {\n"
+    "    (void)self;\n"
+    "    return p->rank > 1;\n"
+    "}\n"
+    "\n"
+    "/* How many numbers are kept of every weight. The host keeps them, in checkpoints too. */\n"
+    "static int @_arrays(const void *self, const struct chm_optimiser_param *p) {\n"
+    "    (void)self;\n"
+    "    (void)p;\n"
+    "    return 1;\n"
+    "}\n"
+    "\n"
+    "/* One step on some weights of one parameter. Called from several threads, and a run must not depend on them: "
+    "use\n"
+    " * nothing but what is handed over. */\n"
+    "static void @_step(const void *self, const struct chm_optimiser_step *s) {\n"
+    "    const struct @_optimiser *o = self;\n"
+    "    const float keep = (float)o->momentum, scale = (float)s->gradient_scale;\n"
+    "    const float lr = (float)s->lr, decay = (float)s->weight_decay;\n"
+    "    float *mean = s->state[0];\n"
+    "    for (int64_t i = 0; i < s->count; i++) {\n"
+    "        mean[i] = keep * mean[i] + (1 - keep) * scale * s->gradient[i];\n"
+    "        const float sign = mean[i] > 0 ? 1.0f : mean[i] < 0 ? -1.0f : 0.0f;\n"
+    "        s->value[i] -= lr * (decay * s->value[i] + sign);\n"
+    "    }\n"
+    "}\n"
+    "\n"
+    "static const struct chm_optimiser_ops ops = {\n"
+    "    .size = sizeof ops, .takes = @_takes, .arrays = @_arrays, .step = @_step};\n"
+    "\n"
+    "CHM_PLUGIN(@, .kind = CHM_KIND_OPTIMISER, .section = \"training.@\", .version = \"0.1.0\", .licence = "
+    "\"Apache-2.0\",\n"
+    "           .summary = \"say here what @ does\", CHM_OPTIONS(options), .instance_size = sizeof(struct "
+    "@_optimiser),\n"
+    "           .ops = &ops);\n";
+
 /* ---- what builds them -------------------------------------------------------------------------------------------- */
 
 /* %s: the folder of the kind */
@@ -239,7 +295,7 @@ static const char meson_build[] =
 
 static const char readme_start[] = "# @\n"
                                    "\n"
-                                   "A %s plugin for Chimera, made by `chimera plugins new`.\n";
+                                   "A plugin for Chimera of the kind %s, made by `chimera plugins new`.\n";
 
 static const char readme_build[] = "\n"
                                    "## Build\n"
@@ -281,6 +337,12 @@ static const char tokenizer_use[] =
     "\n"
     "A model that was trained with it needs it wherever it runs.\n";
 
+static const char optimiser_use[] =
+    "    chimera train chimera-shakespeare --plugin-path \"$PWD\" --set training.phases.pretrain.optimizer=@ \\\n"
+    "        --set training.phases.pretrain.lr=0.0005 --data book.txt --seconds 60 --out run/@\n"
+    "\n"
+    "A run is resumed with the plugin it was begun with. The model it makes needs the plugin no more.\n";
+
 static const char readme_end[] = "\n"
                                  "`make install` puts it beside Chimera's own plugins, and `--plugin-path` is no "
                                  "longer needed. `chimera doctor` says\n"
@@ -290,7 +352,8 @@ static const struct {
     const char *kind, *folder, *source, *use;
 } kinds[] = {{"layer", "layers", layer_source, layer_use},
              {"backend", "backends", backend_source, backend_use},
-             {"tokenizer", "tokenizers", tokenizer_source, tokenizer_use}};
+             {"tokenizer", "tokenizers", tokenizer_source, tokenizer_use},
+             {"optimiser", "optimisers", optimiser_source, optimiser_use}};
 
 /* ---- writing ----------------------------------------------------------------------------------------------------- */
 
@@ -355,8 +418,8 @@ static int run_new(struct cli *c) {
     if (kind == CLI_COUNT_OF(kinds)) {
         const char *near = cli_nearest(word, kind_at, NULL, CLI_COUNT_OF(kinds));
         return cli_fail(CHM_E_CONFIG,
-                        "plugins new: no skeleton of kind '%s'%s%s%s: there are layer, backend, tokenizer", word,
-                        near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+                        "plugins new: no skeleton of kind '%s'%s%s%s: there are layer, backend, tokenizer, optimiser",
+                        word, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
     }
     if (!is_plugin_name(name))
         return cli_fail(CHM_E_CONFIG, "plugins new: '%s' is no name for a plugin: a letter, then letters, digits and _",
@@ -395,7 +458,7 @@ static const struct cli_option options[] = {
     {.name = "kind",
      .type = CLI_TEXT,
      .value = "KIND",
-     .doc = "what it shall be: layer, backend or tokenizer",
+     .doc = "what it shall be: layer, backend, tokenizer or optimiser",
      .required = true},
     {.name = "dir", .type = CLI_TEXT, .value = "DIR", .doc = "the directory to make (NAME)"},
 };

@@ -7,7 +7,8 @@
 /* " (its card says 30 MB a stream)", or nothing. */
 static const char *stated(const chm_stream *stream, char text[64]) {
     const size_t bytes = chm_stream_stated_bytes(stream);
-    snprintf(text, 64, bytes ? " (its card says %g MB a stream)" : "", (double)bytes / 1e6);
+    if (bytes == 0) return "";
+    snprintf(text, 64, " (its card says %g MB a stream)", (double)bytes / 1e6);
     return text;
 }
 

@@ -2,12 +2,13 @@
 #include "cli.h"
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 static const struct cli_option options[] = {
     {.name = "data",
      .type = CLI_FILES,
-     .value = "FILE",
-     .doc = "text to learn from, each file a document; several, repeatable",
+     .value = "DATA",
+     .doc = "text to learn from: files, directories, quoted patterns, .jsonl, .zst; several, repeatable",
      .required = true},
     {.name = "out",
      .type = CLI_TEXT,
@@ -15,8 +16,19 @@ static const struct cli_option options[] = {
      .doc = "run directory: model.b158, checkpoint, log.jsonl, card.json (required without --dry-run)"},
     {.name = "validation",
      .type = CLI_FILES,
-     .value = "FILE",
+     .value = "DATA",
      .doc = "held-out text, scored as chimera eval would; several, repeatable"},
+    {.name = "holdout",
+     .type = CLI_REAL,
+     .value = "SHARE",
+     .min = 0,
+     .max = 0.9,
+     .doc = "hold this share of the documents out of the data, and validate on it (training.holdout)"},
+    {.name = "shards",
+     .type = CLI_TEXT,
+     .value = "DIR",
+     .doc = "keep the data as tokens there, for other runs too; else in the run directory when they are more than 16 "
+            "MiB"},
     {.name = "seconds",
      .type = CLI_REAL,
      .value = "S",
@@ -54,10 +66,12 @@ static const struct cli_example examples[] = {
      "five million tokens of two files, scored on a third"},
     {"chimera train card.json --data a.txt b.txt --validation c.txt --out run/x --tokens 5M --resume",
      "the same, after Ctrl-C"},
+    {"chimera train card.json --data corpus/ 'more/**/*.jsonl.zst' --holdout 0.01 --out run/y",
+     "directories and patterns; a hundredth of the documents is scored and not trained on"},
     {"chimera train card.json --data a.txt --dry-run", "what it would need"},
 };
 
-static void on_progress(void *user, const chm_progress *p) {
+void cli_show_training(void *user, const chm_progress *p) {
     const struct cli *c = user;
     if (p->message != NULL) {
         cli_message(c, "%s", p->message);
@@ -125,7 +139,8 @@ static void print_result(const struct cli *c, const chm_train_result *r) {
 
 static int run_train(struct cli *c) {
     const struct cli_value *data = cli_get(c, "data"), *validation = cli_get(c, "validation");
-    const chm_overlay overlay = cli_overlay(c);
+    const struct cli_value *holdout = cli_get(c, "holdout");
+    chm_overlay overlay = cli_overlay(c);
     if (cli_get(c, "seconds")->given && cli_get(c, "tokens")->given)
         return cli_fail(CHM_E_CONFIG, "train: --seconds and --tokens are two budgets; give one of them");
     if (!cli_get(c, "out")->given && !cli_get(c, "dry-run")->given)
@@ -138,17 +153,27 @@ static int run_train(struct cli *c) {
                                  .data = data->items,
                                  .validation = validation->items,
                                  .out = cli_get(c, "out")->text,
+                                 .shards = cli_get(c, "shards")->text,
                                  .seconds = cli_get(c, "seconds")->real,
                                  .tokens = cli_get(c, "tokens")->integer,
                                  .resume = cli_get(c, "resume")->given,
                                  .dry_run = cli_get(c, "dry-run")->given,
                                  .checkpoint_seconds = cli_get(c, "checkpoint-seconds")->real,
-                                 .progress = on_progress,
+                                 .progress = cli_show_training,
                                  .user = c,
                                  .stop = &cli_stop};
     chm_train_result result = {.size = sizeof(result), .validation_bits_per_byte = NAN};
+    /* the last word of --set */
+    const char **set = calloc(overlay.set_count + 1, sizeof(*set));
+    char held[64];
+    if (set == NULL) return cli_fail(CHM_E_MEMORY, "out of memory while reading the command line");
+    for (uint32_t i = 0; i < overlay.set_count; i++) set[i] = overlay.set[i];
+    overlay.set = set;
+    snprintf(held, sizeof(held), "training.holdout=%.9g", holdout->real);
+    if (holdout->given) set[overlay.set_count++] = held;
     cli_catch_interrupts();
     const int status = chm_train(c->runtime, &o, &result);
+    free(set);
     cli_progress_end();
     if (status == CHM_OK && !o.dry_run) print_result(c, &result);
     if (status == CHM_OK && !o.dry_run && cli_wants_timing(c)) {

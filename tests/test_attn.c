@@ -43,7 +43,7 @@ static const char *const golden_layers[] = {"attn_qwen3", "attn_llama", "attn_ca
 static void test_golden_layers(void **state) {
     (void)state;
     for (size_t g = 0; g < CHM_ARRAY_COUNT(golden_layers); g++)
-        expect_golden("attn", golden_layers[g], made(OUT), 1e-5);
+        expect_golden("attn", golden_layers[g], made(OUT), (struct golden_bounds){1e-5, 1e-5, NULL});
 }
 
 static void test_same_bytes(void **state) {

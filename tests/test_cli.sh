@@ -394,6 +394,50 @@ yes 'the quick brown fox' | timeout 60 "$chimera" eval model.b158 --data - --lim
     bad 'eval --limit-bytes of an endless pipe'
 json out "d['bytes'] == 300"
 
+# ---- what --data takes: directories, patterns, .jsonl, .zst, held-out documents
+mkdir -p data/below data/.hidden
+for i in 1 2 3 4 5 6 7 8 9; do sed "s/^/$i /" text.txt >data/below/$i.txt; done
+echo hidden >data/.hidden/x.txt
+: >data/empty.txt
+mkfifo data/pipe
+printf '{"text": "one line\\nand another"}\n{"text": "a second document"}\n' >data/o.jsonl
+expect 0 '' eval model.b158 --data data -o json
+json out "d['documents'] == 11"
+cp out whole.json
+expect 0 '' eval model.b158 --data 'data/**/*.txt' data/o.json? -o json
+json out "d['documents'] == 11 and d['nats'] != 0"
+expect 0 '' train card.json --data data --holdout 0.4 --tokens 1K --out held -q
+expect 0 '' eval held/model.b158 --data ./data/ --holdout -o json
+json out "0 < d['documents'] < 11 and ('%.10g' % d['bits_per_byte']) == ('%.10g' % [json.loads(l) for l in open('held/log.jsonl')][-2]['bits_per_byte'])"
+expect 0 'held out: ' train card.json --data data --holdout 0.4 --tokens 1K --out shards/held --shards shards
+[ "$(ls shards/*.tokens | wc -l)" -eq 1 ] && cmp -s held/model.b158 shards/held/model.b158 && ok || bad 'train --shards: no file of tokens, or another model'
+expect 0 'tokens from shards/corpus-' train card.json --data data --holdout 0.4 --tokens 1K --out shards/again --shards shards
+printf '\377' | dd of="$(ls shards/*.tokens)" bs=1 seek=300 conv=notrunc 2>/dev/null
+expect 0 'it is made anew' train card.json --data data --holdout 0.4 --tokens 1K --out shards/third --shards shards
+cmp -s held/model.b158 shards/third/model.b158 && ok || bad 'train --shards: a damaged file of tokens was read'
+expect 2 'its card holds out nothing' eval model.b158 --data data --holdout
+expect 2 'give one of them' train card.json --data data --holdout 0.4 --validation text.txt --out x
+expect 2 'SHARE' train card.json --data data --holdout
+expect 2 'a number, 0..0.9' train card.json --data data --holdout 1 --out x
+expect 4 'of 1 document leaves nothing to' train card.json --data text.txt --holdout 0.1 --out x
+expect 4 'text.txz*: no file has such a name' train card.json --data 'text.txz*' --out x
+expect 4 'data/.hidden/none: cannot open' train card.json --data data/.hidden/none --out x
+ln -s nowhere data/gone
+expect 4 'data/gone: a link that leads to nothing' train card.json --data data --out x
+rm data/gone
+printf '{"text": "a"}\n\n{"txt": "b"}\n' >bad.jsonl
+expect 4 'bad.jsonl:3: "text" is missing' train card.json --data bad.jsonl --out x
+expect 4 'bad.jsonl:1: "txt" is missing' eval model.b158 --data bad.jsonl --set training.text_field=txt
+printf 'no frame' >bad.txt.zst
+expect 4 'bad.txt.zst: ' eval model.b158 --data bad.txt.zst # cannot be unpacked, or not by this build
+[ -e x ] && bad 'train: refused data left a run directory' || ok
+# ten gigabytes on no disk: what is asked for is read, in little memory
+if truncate -s 10G sparse.txt 2>/dev/null; then
+    expect 0 '' eval model.b158 --data sparse.txt --limit-bytes 300 -o json
+    json out "d['bytes'] == 300"
+    rm sparse.txt
+fi
+
 # ---- bench
 expect 0 '' bench model.b158 -r 2 --prefill 70 --decode 4 --streams 4 -o json
 json out "[(r['name'], r['loops'], r['rows']) for r in d['rows']] == [('prefill', 0, 64), ('decode', 0, 1), ('streams', 0, 2), ('streams', 0, 4)]"
@@ -524,6 +568,31 @@ open('nan.b158', 'wb').write(b)
 PROGRAM
     expect 4 'no finite probability' eval nan.b158 --data text.txt
 fi
+
+# ---- convert: overrides, and what they lose
+expect 0 '' init card.json -o corrected.b158 --set quantization.hgf_correction.enabled=true --set quantization.hgf_correction.rank=2
+expect 2 "no key 'nosuchkey'" convert model.b158 never.b158 --set nosuchkey=1
+expect 4 'cannot open' convert model.b158 never.b158 --ini missing.ini
+expect 2 'overrides cannot change quantization.sherry_mode' convert model.b158 never.b158 --set quantization.sherry_mode.enabled=true --lossy
+expect 4 'is not in the file' convert model.b158 never.b158 --set quantization.hgf_correction.enabled=true --lossy
+expect 2 'trained parameters are lost; --lossy leaves them out' convert corrected.b158 never.b158 --set quantization.hgf_correction.enabled=false
+expect 4 'missing.txt: cannot be read' convert model.b158 never.b158 --encoding sherry --lossy --data missing.txt
+expect 2 'are of none' convert card.json never.b158 --import absmean --data text.txt
+[ ! -e never.b158 ] && ok || bad 'a refused conversion left a file'
+expect 0 'parameters of low-rank corrections were left out' convert corrected.b158 bare.b158 --set quantization.hgf_correction.enabled=false --lossy --data text.txt
+says out 'bits per byte before' && says out 'bits per byte after'
+expect 0 '' eval corrected.b158 --data text.txt --set quantization.hgf_correction.enabled=false --logits off.f32 -q
+expect 0 '' eval bare.b158 --data text.txt --logits bare.f32 -q
+cmp -s off.f32 bare.f32 && ok || bad 'a correction left out is not one turned off'
+expect 0 '' convert model.b158 warm.b158 --set generation.temperature=0.25
+grep -aq 'temperature[^,]*0\.25' warm.b158 && ok || bad 'the card inside warm.b158 is not that of the overrides'
+expect 2 'has no ternary weights for it' init card.json -o never.b158 --set quantization.method=none --set quantization.sherry_mode.enabled=true
+expect 0 '' init card.json -o float.b158 --set quantization.method=none --set quantization.embedding=f32
+expect 2 'no parameter is ternary' convert float.b158 never.b158 --encoding t2
+expect 0 '' convert float.b158 float.safetensors
+expect 0 'were quantised' convert float.safetensors rounded.b158 --card card.json --lossy --data text.txt
+says out 'bits per byte before, in f32' && says out 'bits per byte after'
+[ ! -e rounded.b158.before.b158 ] && ok || bad 'the model in f32 is left behind'
 
 # ---- timing, on stderr and with the kernels of what ran
 expect 0 'prefill' run model.b158 -p 'The quick' -n 5 --seed 9 --timing

@@ -77,6 +77,16 @@ static double relative(const float *a, const double *b, const float *c, int64_t 
 
 static const char *const golden_layers[] = {"gd_qwen3next", "gd_qwen3next_d64", "gd_full", "gd_efla"};
 
+/* Of a layer: what comes out and stays is that of the recurrence; gradients are what is left of longer sums, in gd_efla
+ * above all those of the decay, whose head with keys 97 long keeps nothing for long. */
+static double layer_bound(const char *golden, const char *result) {
+    static const char *const decay[] = {"grad.a", "grad.A_log", "grad.dt_bias"};
+    if (!strcmp(result, "y") || !strncmp(result, "final.", 6)) return 2e-6;
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(decay) && !strcmp(golden, "gd_efla"); i++)
+        if (!strcmp(result, decay[i])) return 2e-5;
+    return 5e-6;
+}
+
 static void run_layer(chm_runtime *r, const char *in, bool step, bool grad) {
     static const char *const sets[] = {"quantization.method=none"};
     const chm_overlay overlay = {.size = sizeof overlay, .set_count = 1, .set = sets, .no_environment = 1};
@@ -111,7 +121,7 @@ static void test_golden_layers(void **state) {
                     const float *a = floats(&got, want->name, &n), *c = floats(&golden, want->name, &m);
                     assert_int_equal(n, m);
                     const double error = relative(a, NULL, c, n);
-                    if (!(error <= tolerance(&golden)))
+                    if (!(error <= layer_bound(golden_layers[g], want->name)))
                         fail_msg("%s, %s, %s: %s is off by %.2g", golden_layers[g], step ? "step" : "chunk",
                                  backends[b], want->name, error);
                     double *of = !strcmp(want->name, "y")            ? &y_error
@@ -122,9 +132,8 @@ static void test_golden_layers(void **state) {
                 }
                 /* every result is in the golden file, but for the initial state's gradient where there was none */
                 assert_int_equal(compared, got.st->count);
-                print_message("%-17s %-5s %-8s y %.1e, final state %.1e, worst gradient %.1e, tolerance %.0e\n",
-                              golden_layers[g], step ? "step" : "chunk", backends[b], y_error, final, gradient,
-                              tolerance(&golden));
+                print_message("%-17s %-5s %-8s y %.1e, final state %.1e, worst gradient %.1e\n", golden_layers[g],
+                              step ? "step" : "chunk", backends[b], y_error, final, gradient);
                 /* without gradients: the inference path, the same bytes */
                 int64_t n;
                 const float *y = floats(&got, "y", &n);
@@ -642,6 +651,68 @@ static void test_exact_rows(void **state) {
     free_case(&h);
 }
 
+static const double *doubles(const struct file *f, const char *name) {
+    const chm_st_tensor *t = chm_safetensors_find(f->st, name);
+    if (!t || t->dtype != CHM_ST_F64) fail_msg("no f64 tensor %s", name);
+    return (const double *)(const void *)t->data;
+}
+
+/* 2048 rows of the loop that the authors of EFLA published, and of the exponential of the flow: the oracle against
+ * both, the kernels of every backend against the public result. */
+static void test_public_exact_rows(void **state) {
+    (void)state;
+    char path[4096];
+    struct file golden;
+    open_golden(&golden, "gd_efla_public", path);
+    const int64_t d = number(&golden, "head_dim"), T = number(&golden, "rows");
+    struct head_case h = {.rows = T, .dk = d, .dv = d};
+    float **arrays[] = {&h.q, &h.k, &h.v, &h.log_alpha, &h.beta, &h.S0, &h.d_o, &h.dS};
+    const int64_t counts[] = {T * d, T * d, T * d, T, T, d * d, T * d, d * d};
+    for (uint32_t a = 0; a < CHM_ARRAY_COUNT(arrays); a++) {
+        *arrays[a] = space((size_t)counts[a] * sizeof(float));
+        chm_normals(31, CHM_RANDOM_TEST, a, counts[a], *arrays[a]);
+    }
+    memset(h.log_alpha, 0, (size_t)T * sizeof(float));
+    memset(h.S0, 0, (size_t)(d * d) * sizeof(float));
+    memcpy(h.k, floats(&golden, "k", NULL), (size_t)(T * d) * sizeof(float));
+    memcpy(h.v, floats(&golden, "v", NULL), (size_t)(T * d) * sizeof(float));
+    memcpy(h.q + (T - 1) * d, floats(&golden, "q", NULL), (size_t)d * sizeof(float));
+    const float *beta = floats(&golden, "beta", NULL), *const in[] = {h.k, beta};
+    double *gain = widen(NULL, T), *want[D_COUNT];
+    for (int64_t t = 0; t < T; t++) {
+        double square = 0;
+        for (int64_t i = 0; i < d; i++) square += (double)h.k[t * d + i] * (double)h.k[t * d + i];
+        gain[t] = ref_efla((double)beta[t], square, NULL);
+    }
+    oracle_of(&h, gain, want);
+    const double *public = doubles(&golden, "final.memory"), *answer = doubles(&golden, "o");
+    double length = 0, exact = 0, loop = 0, asked = 0, size = 0, answers = 0;
+    for (int64_t i = 0; i < d; i++) length += (double)h.q[(T - 1) * d + i] * (double)h.q[(T - 1) * d + i];
+    for (int64_t i = 0; i < d * d; i++) {
+        exact += pow(want[D_FINAL][i] - doubles(&golden, "exact.memory")[i], 2);
+        loop += pow(want[D_FINAL][i] - public[i], 2);
+        size += public[i] * public[i];
+    }
+    for (int64_t i = 0; i < d; i++) {
+        asked += pow(sqrt((double)d / length) * want[D_O][(T - 1) * d + i] - answer[i], 2);
+        answers += answer[i] * answer[i];
+    }
+    exact = sqrt(exact / size);
+    loop = sqrt(loop / size);
+    asked = sqrt(asked / answers);
+    print_message("the oracle against the exponential %.1e, the public loop %.1e, its answer %.1e\n", exact, loop,
+                  asked);
+    assert_true(exact <= 1e-12);
+    assert_true(loop <= 2e-7 && asked <= 2e-7); /* the loop divides by lambda + 1e-6 */
+    memcpy(want[D_FINAL], public, (size_t)(d * d) * sizeof *public);
+    efla_forward(NULL, T, (const int64_t[]){d, 1}, in, 1, h.beta);
+    each_backend("the public loop of EFLA", &h, want, 2e-6, 2e-6);
+    free(gain);
+    for (int i = 0; i < D_COUNT; i++) free(want[i]);
+    free_case(&h);
+    close_file(&golden);
+}
+
 /* ---- the generated tests ---- */
 
 static void test_layers_pass(void **state) {
@@ -1141,9 +1212,9 @@ int main(void) {
         cmocka_unit_test(test_oracle_layers),     cmocka_unit_test(test_golden_layers),
         cmocka_unit_test(test_golden_recurrence), cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_exact_step),        cmocka_unit_test(test_exact_rows),
-        cmocka_unit_test(test_layers_pass),       cmocka_unit_test(test_broken_kernels),
-        cmocka_unit_test(test_broken_layers),     cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_public_exact_rows), cmocka_unit_test(test_layers_pass),
+        cmocka_unit_test(test_broken_kernels),    cmocka_unit_test(test_broken_layers),
+        cmocka_unit_test(test_refusals),          cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests_name("gd", tests, set_up, tear_down);
 }

@@ -472,13 +472,15 @@ static void on_progress(void *user, const chm_progress *p) {
     if (stop_after_step > 0 && p->message == NULL && p->step >= stop_after_step) stop = 1;
 }
 
+static const chm_overlay *trained_with = &bare;
+
 static int train_steps(const char *out, bool resume, chm_string *result) {
     stop = 0;
     const char *data = in_folder("words.txt"), *held = in_folder("held.txt");
     const chm_train_options options = {
         .size = sizeof options,
         .card = in_folder("card.json"),
-        .overlay = &bare,
+        .overlay = trained_with,
         .data = &data,
         .data_count = 1,
         .validation = &held,
@@ -548,6 +550,92 @@ static int run_resume_otherwise(chm_string *result) {
     return chm_train(runtime, &options, NULL);
 }
 
+/* ---- a study ---- */
+
+static const char study_text[] =
+    "[study]\ncard = card.json\ndata = words.txt\nheld_out = 0.2\nseeds = 1, 2\ntokens = 128\n"
+    "match = parameters\n[variant gd]\nunchanged = true\n"
+    "[variant attn]\nbackbone.layer_pattern = attn\n"
+    "[grid]\ntraining.pretrain.lr = 0.01, 0.02\n";
+
+/* What it would run; with `slurm` it is begun. */
+static int look_at_study(bool begin, chm_string *result) {
+    const char *command = "chimera";
+    char *text = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    assert_non_null(out);
+    const chm_ablate_options options = {.size = sizeof options,
+                                        .study = in_folder("study.ini"),
+                                        .out = in_folder("study"),
+                                        .command = &command,
+                                        .command_count = 1,
+                                        .dry_run = !begin,
+                                        .slurm = begin};
+    const int status = chm_ablate(runtime, &options, CHM_OUTPUT_TEXT, out);
+    calm();
+    assert_int_equal(fclose(out), 0);
+    if (status == CHM_OK && result) chm_string_add(result, "%s", text);
+    free(text);
+    return status;
+}
+static int run_study_plan(chm_string *result) { return look_at_study(false, result); }
+static void no_study(void) { remove_tree(in_folder("study")); }
+static int run_study_begin(chm_string *result) {
+    const int status = look_at_study(true, result);
+    if (status != CHM_OK) return status;
+    add_file(result, in_folder("study/manifest.json"));
+    add_file(result, in_folder("study/study.ini"));
+    add_file(result, in_folder("study/data/held-out-1.txt"));
+    return status;
+}
+static void a_study(void) {
+    no_study();
+    must(look_at_study(true, NULL));
+}
+static int run_cell(chm_string *result) {
+    const int status = chm_ablate_cell(runtime, in_folder("study"), 0, NULL, NULL, NULL);
+    calm();
+    if (status != CHM_OK) return status;
+    add_file(result, in_folder("study/cells/gd-g1-s1/model.b158"));
+    assert_true(exists(in_folder("study/cells/gd-g1-s1/result.json")));
+    assert_false(exists(in_folder("study/cells/gd-g1-s1/failed.json")));
+    return status;
+}
+static int run_study_report(chm_string *result) {
+    char *text = NULL;
+    size_t bytes;
+    FILE *out = open_memstream(&text, &bytes);
+    assert_non_null(out);
+    const int status = chm_report(in_folder("study"), CHM_OUTPUT_JSON, out);
+    calm();
+    assert_int_equal(fclose(out), 0);
+    if (status == CHM_OK) {
+        chm_string_add(result, "%s", text);
+        add_file(result, in_folder("study/results.csv"));
+        add_file(result, in_folder("study/report.md"));
+        add_file(result, in_folder("study/report.html"));
+    }
+    free(text);
+    return status;
+}
+
+static void no_memory_in_a_study(void **state) {
+    (void)state;
+    char *path = chm_strdup(getenv("PATH") ? getenv("PATH") : "");
+    assert_non_null(path);
+    write_file(in_folder("study.ini"), study_text, sizeof study_text - 1);
+    sweep(&(struct path){.name = "study", .run = run_study_plan, .most = 60});
+    sweep(&(struct path){.name = "study begun", .run = run_study_begin, .before = no_study, .most = 60});
+    sweep(&(struct path){.name = "cell", .run = run_cell, .before = a_study, .most = 40});
+    must(chm_ablate_cell(runtime, in_folder("study"), 1, NULL, NULL, NULL));
+    must(chm_ablate_cell(runtime, in_folder("study"), 2, NULL, NULL, NULL));
+    setenv("PATH", folder, 1); /* drawings are another program's */
+    sweep(&(struct path){.name = "report of a study", .run = run_study_report, .most = 100});
+    setenv("PATH", path, 1);
+    chm_free(path);
+}
+
 static void no_memory(void **state) {
     (void)state;
     setenv("CHIMERA_GD__CHUNK_SIZE", "8", 1);
@@ -574,6 +662,16 @@ static void no_memory_in_training(void **state) {
     half_a_run();
     sweep(&(struct path){
         .name = "resume with another card", .run = run_resume_otherwise, .most = 400, .refused = CHM_E_CONFIG});
+    static const char *const others[][3] = {
+        {"train with Muon", "training.pretrain.optimizer=Muon", "training.gradient_checkpointing=true"},
+        {"train with MeZO", "training.pretrain.optimizer=MeZO", "training.mezo.skip_zeros=true"}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(others); i++) {
+        const chm_overlay overlay = {.size = sizeof overlay, .no_environment = 1, .set = &others[i][1], .set_count = 2};
+        trained_with = &overlay;
+        sweep(&(struct path){
+            .name = others[i][0], .run = run_train, .before = no_run, .again = run_train_again, .most = 100});
+        trained_with = &bare;
+    }
 }
 
 /* ---- damaged files ---- */
@@ -877,12 +975,16 @@ static void what_a_killed_run_left(void **state) {
     write_file(in_folder("run/model.b158.tmp-4"), "x", 1);
     write_file(in_folder("run/model.b158.tmp-mine"), "x", 1);
     write_file(in_folder("run/notes.tmp-5"), "x", 1);
+    write_file(in_folder("run/corpus-0123456789abcdef.tokens.tmp-6"), "x", 1);
+    write_file(in_folder("run/corpus-0123456789abcdef.tokens"), "x", 1);
     must(run_resume(&got));
     assert_string_equal(got.text, expected.text);
     assert_false(exists(in_folder("run/checkpoint.safetensors.tmp-123")));
     assert_false(exists(in_folder("run/model.b158.tmp-4")));
     assert_true(exists(in_folder("run/model.b158.tmp-mine")));
     assert_true(exists(in_folder("run/notes.tmp-5")));
+    assert_false(exists(in_folder("run/corpus-0123456789abcdef.tokens.tmp-6")));
+    assert_true(exists(in_folder("run/corpus-0123456789abcdef.tokens")));
     chm_string_finish(&expected);
     chm_string_finish(&got);
 }
@@ -1311,6 +1413,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(no_memory),
         cmocka_unit_test(no_memory_for_reports),
+        cmocka_unit_test(no_memory_in_a_study),
         cmocka_unit_test(no_memory_in_training),
         cmocka_unit_test(damaged_files),
         cmocka_unit_test(changed_byte_of_a_model),

@@ -75,6 +75,7 @@ run 0 "$root" "$chimera" check chimera-nano.json
 run 0 'mean/mean.c' "$chimera" plugins new mean --kind layer
 run 0 '' "$chimera" plugins new plain --kind backend --dir "a backend"
 run 0 '' "$chimera" plugins new letters --kind tokenizer
+run 0 '' "$chimera" plugins new signs --kind optimiser
 [ "$(ls -A mean)" = "$(printf '%s\n' .gitignore Makefile README.md mean.c meson.build)" ] && ok || bad 'the files of a skeleton'
 grep -q @ mean/mean.c letters/README.md && bad 'a name was not filled in' || ok
 # refused: what is there, what is no name, what has no skeleton
@@ -82,7 +83,7 @@ cp mean/mean.c mean.copy
 run 4 'nothing is overwritten' "$chimera" plugins new mean --kind layer
 cmp -s mean/mean.c mean.copy && ok || bad 'a skeleton was overwritten'
 run 2 "did you mean 'layer'" "$chimera" plugins new other --kind lair
-run 2 'there are layer, backend, tokenizer' "$chimera" plugins new other --kind grammar
+run 2 'there are layer, backend, tokenizer, optimiser' "$chimera" plugins new other --kind grammar
 run 2 'is no name' "$chimera" plugins new ../other --kind layer
 run 2 "there is a plugin 'gd' already" "$chimera" plugins new gd --kind layer
 for name in training quantization hidden_size; do
@@ -97,7 +98,7 @@ run 4 'No such file' "$chimera" plugins new other --kind layer --dir nowhere/oth
 [ -e other ] && bad 'a refused skeleton left something' || ok
 
 if command -v make >/dev/null; then
-    for place in mean 'a backend' letters; do
+    for place in mean 'a backend' letters signs; do
         CFLAGS='-O2 -Werror' run 0 '' make -C "$place"
     done
 else
@@ -106,7 +107,7 @@ fi
 run 0 '' meson setup letters/build letters --fatal-meson-warnings
 run 0 '' ninja -C letters/build
 run 0 'tokenizer letters' "$chimera" plugins show letters --plugin-path "$work/letters/build"
-for place in mean 'a backend'; do
+for place in mean 'a backend' signs; do
     run 0 '' meson setup "$place/build" "$place" --fatal-meson-warnings -Dwerror=true
     run 0 '' ninja -C "$place/build"
     [ -e "$place/$(basename "$place").so" ] || cp "$place"/build/*.so "$place"
@@ -141,6 +142,20 @@ run 0 '' "$chimera" eval nano.b158 --data text.txt --backend scalar --logits sca
 [ -s plain.f32 ] && cmp -s plain.f32 scalar.f32 && ok || bad 'the backend gives other logits than scalar'
 run 3 'plain' "$chimera" eval nano.b158 --data text.txt --backend plain
 
+# ---- the optimiser: shown, checked, trained with, resumed; its model does without it
+signs=(--plugin-path "$work/signs")
+card=(chimera-shakespeare --ini small.ini --set training.phases.pretrain.optimizer=signs --set training.phases.pretrain.lr=0.002)
+run 0 'optimiser signs' "$chimera" plugins show signs "${signs[@]}"
+run 2 "no optimiser 'signs'" "$chimera" check "${card[@]}"
+run 2 'expected number 0..0.9999' "$chimera" check "${card[@]}" "${signs[@]}" --set training.signs.momentum=2
+run 0 'model.b158' "$chimera" train "${card[@]}" "${signs[@]}" --data text.txt --tokens 8K --out signed
+run 2 "no optimiser 'signs'" "$chimera" train "${card[@]}" --data text.txt --tokens 8K --out signed --resume
+run 0 'bits per byte' "$chimera" eval signed/model.b158 --data text.txt
+bits=$(sed -n '1s/ .*//p' out)
+awk -v b="$bits" 'BEGIN { exit !(b > 0 && b < 7.9) }' && ok || bad "the optimiser learns nothing: $bits bits per byte"
+run 0 '' "$chimera" run signed/model.b158 -p 'The quick' -n 5 --seed 1
+run 0 '' "$chimera" tokenizer show signed/model.b158
+
 # ---- the tokenizer: any bytes there and back, fewer tokens than bytes, trained with
 letters=(--plugin-path "$work/letters")
 [ -e letters/letters.so ] || cp letters/build/letters.so letters
@@ -168,15 +183,15 @@ run 2 "'letters' is a tokenizer" "$chimera" check chimera-nano "${letters[@]}" -
 
 # ---- installed, they need no path; uninstalled, they are gone
 if command -v make >/dev/null; then
-    for place in mean 'a backend' letters; do run 0 '' make -C "$place" install; done
-    for name in mean plain letters; do
+    for place in mean 'a backend' letters signs; do run 0 '' make -C "$place" install; done
+    for name in mean plain letters signs; do
         found=$(find "$root" -path "*/plugins/*/$name.so")
         [ -n "$found" ] || bad "make install put $name.so nowhere"
         run 0 "$name" "$chimera" plugins show "$name"
     done
     run 0 '' "$chimera" run run/model.b158 -p 'The quick' -n 5
-    for place in mean 'a backend' letters; do run 0 '' make -C "$place" uninstall; done
-    for name in mean plain letters; do
+    for place in mean 'a backend' letters signs; do run 0 '' make -C "$place" uninstall; done
+    for name in mean plain letters signs; do
         [ -z "$(find "$root" -name "$name.so")" ] && ok || bad "make uninstall leaves $name.so"
     done
     run 2 "no layer 'mean'" "$chimera" run run/model.b158 -p 'The quick' -n 5

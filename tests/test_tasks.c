@@ -270,8 +270,7 @@ static void lines(void **state) {
             size_t bytes;
         } expected[] = {{"aab", 3}, {"c", 1}, {text + long_at, LONG}, {"last", 4}};
         chm_text t;
-        must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, NULL, 0));
-        t.lines = true;
+        must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, NULL, &(chm_corpus_rules){.lines = true}, 0, false));
         for (size_t d = 0; d < CHM_ARRAY_COUNT(expected); d++) {
             int64_t have = 0, some;
             assert_int_equal(chm_text_next(&t), 1);
@@ -283,7 +282,7 @@ static void lines(void **state) {
             assert_memory_equal(got + 1, whole, (size_t)tokens * sizeof *whole);
         }
         assert_int_equal(chm_text_next(&t), 0);
-        assert_int_equal(t.read, (int64_t)n);
+        assert_int_equal(t.bytes, (int64_t)n);
         chm_text_close(&t);
     }
     free(text);
@@ -303,8 +302,13 @@ static int load(chm_corpus *c, const char *file, bool of_lines, bool answers_onl
     const struct chm_tokenizer_ops *ops = p->ops;
     void *self = calloc(1, p->instance_size + 1);
     must(ops->init(self, chm_host_services(), NULL, 0));
-    const chm_corpus_rules rules = {.lines = of_lines, .answers_only = answers_only};
-    const int status = chm_corpus_load(c, &file, 1, p, self, &rules);
+    const chm_corpus_request request = {.files = &file,
+                                        .count = 1,
+                                        .tokenizer = ops,
+                                        .tokenizer_self = self,
+                                        .rules = {.lines = of_lines, .answers_only = answers_only}};
+    int status = chm_corpus_survey(c, &request);
+    if (status == CHM_OK) status = chm_corpus_load(c, &request);
     if (ops->finish) ops->finish(self);
     free(self);
     return status;
@@ -318,7 +322,8 @@ static void corpora(void **state) {
     must(load(&c, in_folder("few.txt"), true, true));
     const int32_t expected[] = {END, 'a', 'b', '=', 'c', END, '=', END, 'd', '=', 'e', '=', 'f'};
     assert_int_equal(c.tokens, CHM_ARRAY_COUNT(expected));
-    assert_memory_equal(c.token, expected, sizeof expected);
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(expected); i++)
+        assert_int_equal(chm_corpus_token(&c, (int64_t)i), expected[i]);
     assert_int_equal(c.documents, 3);
     assert_int_equal(c.document[1], 5);
     assert_int_equal(c.document[2], 7);

@@ -69,7 +69,9 @@ static void run_layer(chm_runtime *r, const char *in, bool step, bool grad, bool
 
 static void test_golden_layers(void **state) {
     (void)state;
-    static const double tolerance = 5e-6; /* the same program in f32 arithmetic of torch reaches 2e-6 */
+    /* of gradients; f32 arithmetic of torch is off by 2e-6 in the same program. Those of what comes before the norms of
+     * q and k, and of tau, are what is left of larger sums. */
+    static const double tolerance = 3e-6;
     char path[4096];
     for (size_t b = 0; b < CHM_ARRAY_COUNT(backends); b++) {
         chm_runtime *r = try_runtime(backends[b], 2);
@@ -585,6 +587,7 @@ static void test_recurrence(void **state) {
         {"before, nothing retrieved", 26, 4, 8, 16, 9, 0, 1, RETRIEVE_NONE, 0, true, 1e-6, 3e-6, NULL, 5},
         {"a window's core: the memory's words only", 30, 5, 8, 16, 11, CORE_WINDOW, 0, 0, 0, true, 1e-6, 3e-6, NULL, 6},
         {"chunks of one", 24, 5, 1, 8, 5, 0, 0, 0, 0, true, 3e-6, 3e-5, NULL, 7},
+        {"chunks of one, width 16", 17, 16, 1, 1024, 19, 0, 0, 0, 0, true, 3e-6, -3e-5, NULL, 20},
         {"chunks of 64, few rows", 9, 5, 64, 64, 70, 0, 0, 0, 0, true, 1e-6, 3e-6, NULL, 8},
         {"one row, the first", 1, 5, 16, 32, 0, 0, 0, 0, 0, true, 1e-6, 3e-6, NULL, 9},
         {"width three", 20, 3, 4, 8, 0, 0, 0, 0, 0, false, 2e-6, 1e-5, NULL, 10},
@@ -622,6 +625,7 @@ static void test_layers_pass(void **state) {
           "titans.update=before"},
          5,
          20},
+        {{"titans.chunk=1"}, 1, 17},
     };
     static const char *const both[] = {"split",
                                        "batch",

@@ -331,6 +331,8 @@ static int64_t pair_encode(const void *self, const uint8_t *text, size_t bytes, 
 static const struct chm_tokenizer_ops pair_ops = {
     .size = sizeof pair_ops, .end_of_text = pair_end, .encode = pair_encode, .splits_anywhere = false};
 
+static const chm_corpus_rules plain = {.lines = false};
+
 static void text_in_pieces(void **state) {
     (void)state;
     const int32_t mark = 999;
@@ -344,25 +346,27 @@ static void text_in_pieces(void **state) {
     for (size_t i = 0; i < bytes; i++) text[i] = (i < 100000 ? i % 777 == 0 : i > 250000 && i % 3 == 0) ? '\n' : 'a';
     const int64_t tokens = pair_encode(NULL, (const uint8_t *)text, bytes, whole, bytes);
     write_file(in_folder("lines.txt"), text, bytes);
-    uint64_t hash = 0;
     static const int64_t takes[] = {1000, 65536, 1 << 19};
     for (size_t k = 0; k < CHM_ARRAY_COUNT(takes); k++) {
         chm_text t;
-        must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, &mark, 0));
+        must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, &mark, &plain, 0, true));
         int64_t n = 0, some;
+        assert_int_equal(chm_text_next(&t), 1);
         while ((some = chm_text_take(&t, got + n, CHM_MIN(takes[k], (int64_t)bytes + 1000 - n))) > 0) n += some;
         assert_int_equal(some, 0);
         assert_int_equal(n, tokens + 1);
         assert_int_equal(got[0], mark);
         assert_memory_equal(got + 1, whole, (size_t)tokens * sizeof *whole);
-        if (k > 0) assert_true(t.hash == hash);
-        hash = t.hash;
+        assert_int_equal(chm_text_next(&t), 0);
+        assert_int_equal(t.bytes, bytes);
+        assert_true(chm_contents_hash(&t.in) == chm_hash64(text, bytes));
         chm_text_close(&t);
     }
     /* no mark, and a limit */
     const int32_t none = -1;
     chm_text t;
-    must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, &none, 777));
+    must(chm_text_open(&t, in_folder("lines.txt"), &pair_ops, &none, &plain, 777, false));
+    assert_int_equal(chm_text_next(&t), 1);
     assert_int_equal(chm_text_take(&t, got, 1000), 1 + 776 / 2);
     chm_text_close(&t);
     free(text);
@@ -374,12 +378,14 @@ static void refused_files(void **state) {
     (void)state;
     const int32_t mark = 0;
     chm_text t;
-    refused(chm_text_open(&t, in_folder("nowhere.txt"), &pair_ops, &mark, 0), CHM_E_DATA, "nowhere.txt: cannot open");
-    refused(chm_text_open(&t, folder, &pair_ops, &mark, 0), CHM_E_DATA, "is a directory");
+    refused(chm_text_open(&t, in_folder("nowhere.txt"), &pair_ops, &mark, &plain, 0, false), CHM_E_DATA,
+            "nowhere.txt: cannot open");
+    refused(chm_text_open(&t, folder, &pair_ops, &mark, &plain, 0, false), CHM_E_DATA, "is a directory");
     write_file(in_folder("empty.txt"), "", 0);
-    refused(chm_text_open(&t, in_folder("empty.txt"), &pair_ops, &mark, 0), CHM_E_DATA, "empty.txt: is empty");
+    refused(chm_text_open(&t, in_folder("empty.txt"), &pair_ops, &mark, &plain, 0, false), CHM_E_DATA,
+            "empty.txt: is empty");
     assert_int_equal(mkfifo(in_folder("pipe"), 0600), 0);
-    refused(chm_text_open(&t, in_folder("pipe"), &pair_ops, &mark, 0), CHM_E_DATA, "not a regular file");
+    refused(chm_text_open(&t, in_folder("pipe"), &pair_ops, &mark, &plain, 0, false), CHM_E_DATA, "not a regular file");
     chm_train_result result;
     refused(train(&(plan){.out = in_folder("none"), .data = in_folder("empty.txt"), .stop_at = -1}, &result),
             CHM_E_DATA, "empty.txt: is empty");
@@ -400,10 +406,13 @@ static void corpora(void **state) {
     must(ops->init(self, chm_host_services(), NULL, 0));
     const int32_t eos = ops->end_of_text(self);
     chm_corpus c;
-    must(chm_corpus_load(&c, files, 2, bytes, self, &(chm_corpus_rules){0}));
+    const chm_corpus_request request = {
+        .files = files, .count = 2, .tokenizer = ops, .tokenizer_self = self, .rules = plain};
+    must(chm_corpus_survey(&c, &request));
+    must(chm_corpus_load(&c, &request));
     const int32_t expected[] = {eos, 'a', 'b', 255, eos, 'c'};
     assert_int_equal(c.tokens, 6);
-    assert_memory_equal(c.token, expected, sizeof expected);
+    for (int i = 0; i < 6; i++) assert_int_equal(chm_corpus_token(&c, i), expected[i]);
     assert_int_equal(c.documents, 2);
     assert_int_equal(c.document[1], 4);
     assert_int_equal(c.document[2], 6);
@@ -412,7 +421,8 @@ static void corpora(void **state) {
     const uint64_t hash = c.hash;
     chm_corpus_finish(&c);
     files[0] = files[1];
-    must(chm_corpus_load(&c, files, 2, bytes, self, &(chm_corpus_rules){0}));
+    must(chm_corpus_survey(&c, &request));
+    must(chm_corpus_load(&c, &request));
     assert_true(c.hash != hash);
     chm_corpus_finish(&c);
     if (ops->finish) ops->finish(self);

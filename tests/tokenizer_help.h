@@ -132,7 +132,8 @@ static inline void assert_streams_as_whole(const void *self, const char *text, s
     fclose(file);
     const struct tokens whole = encode(self, text, bytes);
     chm_text t;
-    assert_int_equal(chm_text_open(&t, path, ops, self, 0), CHM_OK);
+    assert_int_equal(chm_text_open(&t, path, ops, self, &(chm_corpus_rules){.lines = false}, 0, false), CHM_OK);
+    assert_int_equal(chm_text_next(&t), 1);
     int32_t some[1000];
     int64_t n, at = -1; /* the first is the end-of-text mark */
     while ((n = chm_text_take(&t, some, 1000)) > 0) {

@@ -73,6 +73,20 @@ void chm_arena_reset(chm_arena *a) {
     a->used = 0;
 }
 
+chm_arena_mark chm_arena_here(const chm_arena *a) {
+    return (chm_arena_mark){a->current, a->current ? a->current->used : 0, a->used};
+}
+
+void chm_arena_back(chm_arena *a, chm_arena_mark mark) {
+    if (!mark.block) {
+        chm_arena_reset(a);
+        return;
+    }
+    a->current = mark.block;
+    a->current->used = mark.block_used;
+    a->used = mark.used;
+}
+
 void chm_arena_finish(chm_arena *a) {
     for (struct chm_arena_block *block = a->first, *next; block; block = next) {
         next = block->next;

@@ -73,7 +73,14 @@ typedef struct chm_arena {
 void chm_arena_init(chm_arena *a);
 void *chm_arena_take(chm_arena *a, size_t bytes); /* contents undefined; NULL when out of memory */
 void *chm_arena_zero(chm_arena *a, size_t bytes); /* zeroed */
-void chm_arena_reset(chm_arena *a);               /* keeps the memory for the next pass */
+/* Where it stands, and back there: what was taken in between is gone, and its memory is kept for what comes next. */
+typedef struct chm_arena_mark {
+    struct chm_arena_block *block;
+    size_t block_used, used;
+} chm_arena_mark;
+chm_arena_mark chm_arena_here(const chm_arena *a);
+void chm_arena_back(chm_arena *a, chm_arena_mark mark);
+void chm_arena_reset(chm_arena *a); /* keeps the memory for the next pass */
 void chm_arena_finish(chm_arena *a);
 
 /* ---- growing strings ---- */
@@ -96,7 +103,9 @@ enum chm_purpose {
     CHM_RANDOM_SAMPLE,
     CHM_RANDOM_TEST,
     CHM_RANDOM_LOOP,
-    CHM_RANDOM_TASK
+    CHM_RANDOM_TASK,
+    CHM_RANDOM_DIRECTION,
+    CHM_RANDOM_REVIVE
 };
 void chm_philox(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b, uint32_t out[4]);
 double chm_uniform_at(uint64_t seed, uint32_t purpose, uint32_t a, uint64_t b);                 /* in (0,1), 53 bits */
@@ -110,6 +119,11 @@ double chm_natural_log(double x); /* of x > 0, the same bits everywhere; error b
 /* ---- hashing: XXH3 ---- */
 uint64_t chm_hash64(const void *data, size_t bytes);
 uint64_t chm_hash64_seed(const void *data, size_t bytes, uint64_t seed);
+/* The same as chm_hash64() of all pieces as one; chm_free()d. NULL: out of memory. */
+typedef struct chm_hasher chm_hasher;
+chm_hasher *chm_hasher_create(void);
+void chm_hasher_add(chm_hasher *h, const void *data, size_t bytes);
+uint64_t chm_hasher_end(const chm_hasher *h);
 
 /* ---- names ---- */
 /* The nearest of a NULL-terminated list, or NULL when none is near (edit distance, case-insensitive). */
@@ -123,6 +137,7 @@ typedef struct chm_map {
     void *mapping; /* private */
 } chm_map;
 int chm_map_open(chm_map *m, const char *path); /* read-only mmap of a regular file; an empty file has data NULL */
+int chm_map_descriptor(chm_map *m, int fd, const char *name); /* the same of an open file, which stays open */
 void chm_map_close(chm_map *m);
 int chm_read_file(const char *path, uint64_t limit, char **text, size_t *size); /* NUL-terminated; caller chm_free()s */
 /* Atomic writing: bytes go to PATH.tmp-PID, commit fsyncs and renames; abandon removes the temporary. That of a process

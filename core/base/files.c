@@ -15,26 +15,14 @@
 
 /* ---- reading ---- */
 
-int chm_map_open(chm_map *m, const char *path) {
-    int status = CHM_OK;
+int chm_map_descriptor(chm_map *m, int fd, const char *name) {
     struct stat st;
     memset(m, 0, sizeof *m);
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return chm_fail_system("%s: cannot open", path);
-    if (fstat(fd, &st)) {
-        status = chm_fail_system("%s: cannot stat", path);
-        goto out;
-    }
-    if (!S_ISREG(st.st_mode)) {
-        status = chm_fail(CHM_E_DATA, "%s: not a regular file", path);
-        goto out;
-    }
+    if (fstat(fd, &st)) return chm_fail_system("%s: cannot stat", name);
+    if (!S_ISREG(st.st_mode)) return chm_fail(CHM_E_DATA, "%s: not a regular file", name);
     if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED) {
-            status = chm_fail_system("%s: cannot map %lld bytes", path, (long long)st.st_size);
-            goto out;
-        }
+        if (p == MAP_FAILED) return chm_fail_system("%s: cannot map %lld bytes", name, (long long)st.st_size);
         /* Where the system can: pages of megabytes, which a stream of weights crosses less often. What is in its cache
          * in small pages already stays in those. No is an answer. */
         if (st.st_size >= CHM_HUGE_FROM) madvise(p, (size_t)st.st_size, MADV_HUGEPAGE);
@@ -42,7 +30,14 @@ int chm_map_open(chm_map *m, const char *path) {
         m->data = p;
         m->size = (uint64_t)st.st_size;
     }
-out:
+    return CHM_OK;
+}
+
+int chm_map_open(chm_map *m, const char *path) {
+    memset(m, 0, sizeof *m);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return chm_fail_system("%s: cannot open", path);
+    const int status = chm_map_descriptor(m, fd, path);
     close(fd);
     return status;
 }

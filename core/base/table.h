@@ -7,7 +7,7 @@
 #include "base/base.h"
 #include <chimera/chimera.h> /* chm_output */
 
-enum { CHM_TABLE_COLUMNS = 20 };
+enum { CHM_TABLE_COLUMNS = 64 };
 typedef struct chm_table {
     const char *head[CHM_TABLE_COLUMNS]; /* the caller's, while the table lives */
     bool right[CHM_TABLE_COLUMNS];       /* align to the right: numbers */

@@ -90,6 +90,7 @@ int chm_card_parse(const char *name, const char *text, size_t bytes, const struc
     chm_arena_init(&card->arena);
     card->registry = options->registry;
     card->one_layer = options->one_layer;
+    card->trained = options->trained;
     card->name = chm_arena_string(&card->arena, name, strlen(name));
     int status = CHM_E_MEMORY;
     if (!card->name) goto out;

@@ -61,6 +61,14 @@ typedef struct chm_model_config {
     int32_t eos, pad;           /* token_ids */
 } chm_model_config;
 
+struct chm_mezo_config {
+    double epsilon, ternary_epsilon, revive;
+    int64_t samples; /* 0: another optimiser */
+    bool signs;    /* directions of plus and minus one */
+    bool unpacked; /* nothing but f32 parameters */
+    bool skip_zeros;
+};
+
 typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     const char *name;
     int64_t tokens;       /* default budget */
@@ -69,6 +77,10 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t micro_tokens; /* most rows run at once (gradients accumulate); 0: chosen */
     int64_t carry;        /* segments a stream reads in a row with its state carried, before it jumps; 1: none */
     double lr, min_lr_ratio, weight_decay, grad_clip, beta1, beta2, adam_eps;
+    const struct chm_plugin *optimiser; /* NULL: AdamW, or MeZO where mezo.samples > 0 */
+    struct chm_mezo_config mezo;
+    bool deep_zero_mask;         /* training.deep_zero_mask */
+    bool gradient_checkpointing; /* training.gradient_checkpointing */
     enum chm_schedule schedule;
     int64_t warmup_steps;
     double decay_fraction;                              /* wsd: last part of the run */
@@ -77,6 +89,8 @@ typedef struct chm_train_config { /* training.phases[0], kind pretrain */
     int64_t report_interval_tokens; /* diagnostics.report_interval_tokens */
     bool line_documents;            /* training.documents = line */
     bool answers_only;              /* training.loss_on = answers */
+    const char *text_field;         /* training.text_field */
+    double holdout;                 /* training.holdout; 0: none */
 } chm_train_config;
 
 /* One way a value was given. */
@@ -93,8 +107,11 @@ struct chm_card_options {
     size_t ini_count;
     const char *const *set; /* "a.b=c" */
     size_t set_count;
+    const struct chm_override *override; /* after those, with a place of their own for messages */
+    size_t override_count;
     bool read_environment;
     bool one_layer; /* for a layer alone: hidden_size need not be num_heads x head_dim */
+    bool trained;   /* of a model that is there: an optimiser that made it may be missing */
 };
 
 /* Loads, resolves and checks. `name`: a path, or the name of a card that comes with the library. On failure the

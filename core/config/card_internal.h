@@ -18,7 +18,7 @@ struct chm_card {
     chm_string problems;      /* one line each */
     int problem_count;
     bool starved;   /* out of memory on the way */
-    bool one_layer; /* chm_card_options */
+    bool one_layer, trained; /* chm_card_options */
 };
 
 /* ---- problems: all are collected, the first CHM_MAX_PROBLEMS shown ---- */

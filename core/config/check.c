@@ -217,8 +217,8 @@ static void resolve_layers(chm_card *card) {
         const char *nearest = nearest_layer(card, names[i], aliases);
         const struct chm_plugin *other = chm_registry_other_kind(card->registry, CHM_KIND_LAYER, names[i]);
         if (other)
-            chm_card_problem(card, pattern, "no layer '%s': '%s' is a %s", names[i], names[i],
-                             chm_kind_name((enum chm_kind)other->kind));
+            chm_card_problem(card, pattern, "no layer '%s': '%s' is %s", names[i], names[i],
+                             chm_kind_one((enum chm_kind)other->kind));
         else if (nearest)
             chm_card_problem(card, pattern, "no layer '%s' (did you mean '%s'?)", names[i], nearest);
         else
@@ -443,6 +443,9 @@ static void resolve_model(chm_card *card) {
                          "sherry has one zero in every four weights, which only training with "
                          "quantization.sherry_mode.enabled makes: turn that on, or convert a trained model "
                          "(`chimera convert`)");
+    if (m->sparse && m->quant != CHM_QUANT_BITNET)
+        chm_card_problem(card, chm_card_find(card, "quantization.sherry_mode.enabled"),
+                         "quantization.method none has no ternary weights for it: turn it off");
     whole(card, "quantization.group_size", &m->weight_group);
     whole(card, "quantization.activation_block_size", &m->activation_block);
 }
@@ -471,6 +474,65 @@ static double phase_number(const chm_value *phase, const char *key) {
     return x;
 }
 
+static void resolve_mezo(chm_card *card) {
+    struct chm_mezo_config *z = &card->train.mezo;
+    chm_value *training = chm_card_find(card, "training");
+    if (!training || training->type != CHM_VALUE_OBJECT) return;
+    chm_value *section = chm_value_member(training, "mezo");
+    if (!section && !(section = chm_card_add(card, training, "mezo", CHM_VALUE_OBJECT))) return;
+    if (section->type != CHM_VALUE_OBJECT) return;
+    chm_card_fill(card, section);
+    number(card, "training.mezo.epsilon", &z->epsilon);
+    number(card, "training.mezo.ternary_epsilon", &z->ternary_epsilon);
+    number(card, "training.mezo.revive", &z->revive);
+    whole(card, "training.mezo.samples", &z->samples);
+    z->signs = says(card, "training.mezo.directions", "signs");
+    z->unpacked = says(card, "training.mezo.parameters", "unpacked");
+    z->skip_zeros = is_on(card, "training.mezo.skip_zeros");
+    if (z->skip_zeros && z->unpacked)
+        chm_card_problem(card, chm_card_find(card, "training.mezo.skip_zeros"),
+                         "training.mezo.parameters is unpacked, so ternary weights are left alone already");
+    if (card->train.deep_zero_mask)
+        chm_card_problem(card, chm_card_find(card, "training.deep_zero_mask"),
+                         "masks gradients, and MeZO has none: see training.mezo.skip_zeros");
+}
+
+static void resolve_optimiser(chm_card *card, chm_value *name) {
+    static const char *const own[] = {"AdamW", "MeZO"};
+    const char *names[64];
+    size_t n = 0;
+    chm_train_config *t = &card->train;
+    t->deep_zero_mask = is_on(card, "training.deep_zero_mask");
+    t->gradient_checkpointing = is_on(card, "training.gradient_checkpointing");
+    if (!name || name->type != CHM_VALUE_STRING || strcmp(name->text, own[0]) == 0) return;
+    if (strcmp(name->text, own[1]) == 0) {
+        resolve_mezo(card);
+        return;
+    }
+    t->optimiser = chm_find_plugin(card->registry, CHM_KIND_OPTIMISER, name->text, false);
+    if (t->optimiser) {
+        const char *path = t->optimiser->section;
+        chm_value *section =
+            path && t->optimiser->option_count ? chm_card_section(card, path, CHM_LOCATE_CREATE) : NULL;
+        if (section && section->plugin == t->optimiser && section->type == CHM_VALUE_OBJECT)
+            chm_card_fill(card, section);
+        return;
+    }
+    if (card->trained) return;
+    /* by the names that cards spell */
+    const struct chm_plugin *p;
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(own); i++) names[n++] = own[i];
+    for (size_t i = 0; (p = chm_registry_at(card->registry, CHM_KIND_OPTIMISER, i)) != NULL && n < 62; i++)
+        names[n++] = p->aliases && !strchr(p->aliases, ' ') ? p->aliases : p->name;
+    names[n] = NULL;
+    const char *nearest = chm_nearest(name->text, names);
+    if (nearest)
+        chm_card_problem(card, name, "no optimiser '%s' (did you mean '%s'?)", name->text, nearest);
+    else
+        chm_card_problem(card, name, "no optimiser '%s': there are AdamW, MeZO and those of `chimera plugins list`",
+                         name->text);
+}
+
 static void resolve_train(chm_card *card) {
     chm_train_config *t = &card->train;
     const chm_value *phase = pretrain_phase(card);
@@ -488,6 +550,7 @@ static void resolve_train(chm_card *card) {
     t->beta1 = phase_number(phase, "beta1");
     t->beta2 = phase_number(phase, "beta2");
     t->adam_eps = phase_number(phase, "eps");
+    resolve_optimiser(card, phase_value(phase, "optimizer"));
     t->schedule = (enum chm_schedule)choice_of(phase_value(phase, "schedule"));
     t->warmup_steps = phase_whole(phase, "warmup_steps");
     t->decay_fraction = phase_number(phase, "decay_fraction");
@@ -498,6 +561,8 @@ static void resolve_train(chm_card *card) {
     whole(card, "diagnostics.report_interval_tokens", &t->report_interval_tokens);
     t->line_documents = choice_of(good(card, "training.documents")) == 1;
     t->answers_only = choice_of(good(card, "training.loss_on")) == 1;
+    t->text_field = word(card, "training.text_field");
+    number(card, "training.holdout", &t->holdout);
     if (t->answers_only && card->model.tokenizer && strcmp(card->model.tokenizer, "bytes") != 0)
         chm_card_problem(card, chm_card_find(card, "training.loss_on"),
                          "\"answers\" are bytes behind a '=', and the tokens of tokenizer '%s' hold several: set "
@@ -879,6 +944,13 @@ static void list_idle(chm_card *card, size_t *count) {
                    (m->ffn[i] && strcmp(m->ffn[i], v->plugin->name) == 0);
         if (used) continue;
         add_unbuilt(card, count, "%s: no layer of this card is %s; checked, not used", v->key, v->plugin->name);
+    }
+    const chm_value *training = chm_card_find(card, "training");
+    for (const chm_value *v = training && training->type == CHM_VALUE_OBJECT ? training->first : NULL; v; v = v->next) {
+        const bool plugin = v->plugin && v->plugin->kind == CHM_KIND_OPTIMISER && v->plugin != card->train.optimiser;
+        const bool mezo = strcmp(v->key, "mezo") == 0 && card->train.mezo.samples == 0;
+        if ((plugin || mezo) && is_overridden(v))
+            add_unbuilt(card, count, "training.%s: training.phases has another optimizer; checked, not used", v->key);
     }
 }
 

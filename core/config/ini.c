@@ -14,6 +14,7 @@ struct reading {
     chm_ini_entry entry;
     void *user;
     int line, keys;
+    bool sections; /* entry is told of them */
     int status;
 };
 
@@ -39,6 +40,12 @@ static char *next_line(char *line, int size, void *stream) {
                              (int)(bracket - begin - 1), MAX_NAME);
         return NULL;
     }
+    if (bracket && r->sections) {
+        char section[MAX_NAME + 1] = "";
+        memcpy(section, begin + 1, (size_t)(bracket - begin - 1));
+        r->status = r->entry(r->user, section, NULL, NULL, r->line);
+        if (r->status) return NULL;
+    }
     memcpy(line, begin, n);
     line[n] = '\n';
     line[n + 1] = 0;
@@ -57,15 +64,24 @@ static int handle(void *user, const char *section, const char *key, const char *
     return 1;
 }
 
-int chm_ini_parse(const char *name, const char *text, size_t bytes, chm_ini_entry entry, void *user) {
+static int parse(const char *name, const char *text, size_t bytes, bool sections, chm_ini_entry entry, void *user) {
     if (bytes > MAX_BYTES)
         return chm_fail(CHM_E_CONFIG, "%s: %zu bytes; an overlay has at most %d", name, bytes, MAX_BYTES);
     if (bytes > 0 && memchr(text, 0, bytes))
         return chm_fail(CHM_E_CONFIG, "%s: holds a zero byte; an overlay is text", name);
-    struct reading r = {.name = name, .at = text, .end = text + bytes, .entry = entry, .user = user};
+    struct reading r = {
+        .name = name, .at = text, .end = text + bytes, .entry = entry, .user = user, .sections = sections};
     int bad = ini_parse_stream(next_line, &r, handle, &r);
     if (r.status) return r.status;
     if (bad > 0) return chm_fail(CHM_E_CONFIG, "%s:%d: expected [section] or key = value", name, bad);
     if (bad < 0) return chm_fail(CHM_E_MEMORY, "%s: out of memory", name);
     return CHM_OK;
+}
+
+int chm_ini_parse(const char *name, const char *text, size_t bytes, chm_ini_entry entry, void *user) {
+    return parse(name, text, bytes, false, entry, user);
+}
+
+int chm_ini_parse_sections(const char *name, const char *text, size_t bytes, chm_ini_entry entry, void *user) {
+    return parse(name, text, bytes, true, entry, user);
 }

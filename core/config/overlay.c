@@ -269,5 +269,11 @@ int chm_card_overlays(chm_card *card, const struct chm_card_options *options) {
         set_dotted(card, &from, "", key, equals + 1);
         chm_free(key);
     }
+    for (size_t i = 0; i < options->override_count; i++) {
+        const struct chm_override *o = &options->override[i];
+        const struct setting from = {.origin = chm_arena_string(&card->arena, o->origin, strlen(o->origin))};
+        if (!from.origin) return CHM_E_MEMORY;
+        set_dotted(card, &from, "", o->key, o->value);
+    }
     return card->starved ? CHM_E_MEMORY : CHM_OK;
 }

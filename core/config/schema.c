@@ -398,6 +398,25 @@ static const struct chm_schema_row rows[] = {
          "What is read from a fresh state, in training and by eval: every file, or every line (without its newline)."),
     ENUM("training.loss_on", "all", "all|answers",
          "Which predictions count: all, or only the byte that follows a '='; answers needs tokenizer.type = bytes."),
+    TEXT("training.text_field", "text", "The member of an object of .jsonl that is a document."),
+    FLOAT("training.holdout", "0", 0, 0.9,
+          "Share of the documents that is not trained on but scored, by a hash of how they begin; 0: none."),
+    BOOL("training.deep_zero_mask", "false",
+         "Ternary weights below 0.3 of their group's scale get no gradient and are not moved; the share is logged."),
+    BOOL("training.gradient_checkpointing", "false",
+         "Of what a block computes only its ends are kept; the way back computes it again. Not inside the loop."),
+    SECTION("training.mezo", "Options of the optimizer MeZO, which has no gradient (arXiv:2305.17333)."),
+    FLOAT("training.mezo.epsilon", "0.001", 1e-6, 1, "How far parameters are moved to measure the loss."),
+    FLOAT("training.mezo.ternary_epsilon", "0.1", 1e-4, 10,
+          "The same for a ternary matrix, as part of the mean of its absolute weights."),
+    INT("training.mezo.samples", "1", 1, 1000, "Directions measured in a step, two passes each."),
+    ENUM("training.mezo.directions", "normal", "normal|signs",
+         "Numbers of a direction: normally distributed, or plus and minus one, which are cheaper."),
+    ENUM("training.mezo.parameters", "all", "all|unpacked",
+         "What is trained: everything, or only what is stored in f32 (norms, gates and the like)."),
+    BOOL("training.mezo.skip_zeros", "false", "Ternary weights that are 0 are left alone."),
+    FLOAT("training.mezo.revive", "0.01", 0, 1,
+          "skip_zeros: share of the zeros, drawn anew in every step, that is not."),
     SHAPE("training.phases", CHM_SHAPE_PHASES, "The phases, in order; the first of kind pretrain is what `train` runs.",
           .flags = 0),
     SECTION("training.phases.pretrain", "Next-token training on text."),
@@ -414,7 +433,8 @@ static const struct chm_schema_row rows[] = {
         "Most tokens run at once, in whole segments and at least one; gradients accumulate. 0: chosen here."),
     INT("training.phases.pretrain.carry_segments", "1", 1, 1e9,
         "Segments a stream reads in a row, its state carried, before it jumps; 1: none."),
-    ENUM("training.phases.pretrain.optimizer", "AdamW", "AdamW", "Optimiser (arXiv:1711.05101)."),
+    TEXT("training.phases.pretrain.optimizer", "AdamW",
+         "AdamW (arXiv:1711.05101), MeZO, or an optimiser plugin: SGD, Muon."),
     FLOAT("training.phases.pretrain.lr", "0.0003", 0, 10, "Peak learning rate."),
     FLOAT("training.phases.pretrain.min_lr_ratio", "0.1", 0, 1, "Last learning rate, as part of the peak."),
     ENUM("training.phases.pretrain.schedule", "cosine_warmup", "cosine_warmup|wsd|linear|bitnet_two_stage|constant",
@@ -611,8 +631,8 @@ int chm_schema_check_section(const char *section, enum chm_kind kind) {
     if (dot) snprintf(where, sizeof where, "%.*s", (int)(dot - section), section);
     const struct chm_schema_row *row = chm_schema_key(where, dot ? dot + 1 : section);
     if (!row || (row->planned && strncmp(row->planned, of, strlen(of)) == 0)) return CHM_OK;
-    return chm_fail(CHM_E_PLUGIN, "'%.80s' is a key of the host's in every card: a %s's section needs another name",
-                    section, of);
+    return chm_fail(CHM_E_PLUGIN, "'%.80s' is a key of the host's in every card: %s's section needs another name",
+                    section, chm_kind_one(kind));
 }
 
 const struct chm_schema_row *chm_schema_next(const char *where, size_t *cursor) {

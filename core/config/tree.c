@@ -476,6 +476,9 @@ static void check_tuples(chm_card *card, chm_value *v, bool many) {
 
 static void check_unknown(chm_card *card, chm_value *object, chm_value *child) {
     child->invalid = true;
+    /* the options of an optimiser that is not loaded */
+    if (card->trained && child->type == CHM_VALUE_OBJECT && object->row && strcmp(object->row->path, "training") == 0)
+        return;
     if (card->problem_count >= CHM_MAX_PROBLEMS) { /* counted, not shown: no need to look for a name */
         card->problem_count++;
         return;

@@ -158,6 +158,8 @@ bool chm_context_trains(const chm_context *c) { return c->train; }
 
 void chm_context_record(chm_context *c, bool on) { c->unrecorded = !on; }
 
+void chm_context_recompute(chm_context *c, bool on) { c->recompute = on; }
+
 void *chm_context_take(chm_context *c, size_t bytes) { return chm_take(c, bytes); }
 
 size_t chm_context_bytes(const chm_context *c) { return c->arena.peak; }
@@ -276,7 +278,7 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
     c->slots = slots;
     c->flags = flags;
     c->train = flags & CHM_PASS_TRAIN;
-    c->unrecorded = false;
+    c->unrecorded = c->again = false;
     c->status = CHM_OK;
     c->error[0] = 0;
     c->tape = NULL;
@@ -317,12 +319,16 @@ chm_tensor *chm_input(chm_context *c, int64_t rows, int64_t width, const float *
     return t;
 }
 
-int chm_backward(chm_context *c) {
+void chm_run_tape(chm_context *c) {
     for (chm_node *n = c->tape; n && c->status == CHM_OK; n = n->previous) {
         if (!n->out->grad) continue;
         n->backward(c, n);
         if (!n->keep_grad) spare_grad(c, n->out);
     }
+}
+
+int chm_backward(chm_context *c) {
+    chm_run_tape(c);
     return chm_context_status(c);
 }
 

@@ -88,6 +88,8 @@ struct chm_context {
     int slots;
     uint32_t flags;
     bool train, unrecorded;
+    bool recompute; /* chm_context_recompute */
+    bool again;     /* operators run a second time, on the way back: what they told and tallied stands */
     int status;
     char error[512];
 
@@ -123,6 +125,7 @@ chm_tensor *chm_tensor_new(chm_context *c, int64_t rows, int64_t width);
 chm_node *chm_record(chm_context *c, chm_tensor *out, chm_tensor *const *in, int inputs, chm_param *param,
                      void (*backward)(chm_context *, chm_node *));
 float *chm_grad(chm_context *c, chm_tensor *t);     /* zeroed on first use; NULL when not wanted or out of memory */
+void chm_run_tape(chm_context *c);                  /* from c->tape backwards */
 int chm_need_scratch(chm_context *c, size_t bytes); /* at least this much for every worker */
 /* Parallel over [0, count) unless the whole is too small to be worth waking anyone; cost in rough nanoseconds each. */
 void chm_spread(chm_context *c, int64_t count, int64_t grain, double cost, chm_body body, void *arg);

@@ -109,6 +109,14 @@ int chm_context_begin(chm_context *c, const chm_rows *rows, chm_stream_state *co
 void chm_context_enter(chm_context *c, int layer, const char *part, int first_state);
 /* While off, operators of a training pass leave no trace on the tape: what they make is a constant to those after. */
 void chm_context_record(chm_context *c, bool on);
+/* Gradient checkpointing: training passes to come keep of what goes through chm_recompute() its input and output, and
+ * the states that it read. */
+void chm_context_recompute(chm_context *c, bool on);
+/* y = run(user, c, x), of x's shape, and where the context recomputes: what run() makes is forgotten, and made once
+ * more on the way back, to the same bytes. states: how many of the layout, from first_state on, it may advance. Not
+ * inside a loop. `user` must stay until the pass is over. */
+typedef chm_tensor *(*chm_run)(const void *user, chm_context *c, chm_tensor *x);
+chm_tensor *chm_recompute(chm_context *c, chm_tensor *x, int first_state, int states, chm_run run, const void *user);
 /* Bytes that live as long as the pass; NULL: out of memory, which the pass remembers. */
 void *chm_context_take(chm_context *c, size_t bytes);
 /* Loop pass, from 1. On passes after the first recurrences only read what pass 1 wrote at the same place. */

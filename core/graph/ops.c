@@ -733,13 +733,16 @@ static chm_tensor *op_apply(chm_graph *g, const chm_operator *op, const void *se
 
 static chm_tensor *op_tap(chm_graph *g, const char *name, chm_tensor *x) {
     chm_context *c = chm_context_of(g);
-    return c->tap && x ? c->tap(c->tap_user, g, name, x) : x;
+    return c->tap && x && !c->again ? c->tap(c->tap_user, g, name, x) : x;
 }
 
 static float *op_grad(chm_graph *g, chm_tensor *x) { return chm_grad(chm_context_of(g), x); }
 static const struct chm_kernels *op_kernels(chm_graph *g) { return chm_context_of(g)->kernels; }
 static void *op_memory(chm_graph *g, size_t bytes) { return chm_take(chm_context_of(g), bytes); }
-static float *op_tally(chm_graph *g, chm_param *p) { return chm_context_of(g)->train && p ? p->tally : NULL; }
+static float *op_tally(chm_graph *g, chm_param *p) {
+    const chm_context *c = chm_context_of(g);
+    return c->train && !c->again && p ? p->tally : NULL;
+}
 
 /* ---- the host's own two ends: embedding and loss ---- */
 

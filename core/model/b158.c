@@ -502,6 +502,40 @@ const char *chm_b158_form(const chm_param *p) {
     return p->format == CHM_FORMAT_TERNARY ? chm_encoding_name(p->stored) : p->format == CHM_FORMAT_INT8 ? "i8" : "f32";
 }
 
+static bool is_among(chm_param *const *param, int params, const char *name, size_t n) {
+    for (int i = 0; i < params; i++)
+        if (!strncmp(param[i]->name, name, n) && !param[i]->name[n]) return true;
+    return false;
+}
+
+/* Whether a name is that of a low-rank correction of one of these linears, which the card does without. */
+static bool is_unused_correction(chm_param *const *param, int params, const char *name) {
+    static const char *const suffix[] = {"_hgf_a", "_hgf_b", "_hgf_gate"};
+    const size_t n = strlen(name);
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(suffix); i++) {
+        const size_t tail = strlen(suffix[i]);
+        if (n > tail && !strcmp(name + n - tail, suffix[i]))
+            return is_among(param, params, name, n - tail) && !is_among(param, params, name, n);
+    }
+    return false;
+}
+
+/* Corrections that the card's overrides turn off are checked like all else, and not used. */
+static int leave_out(const char *path, const chm_safetensors *file, chm_param *const *param, int params, bool verify,
+                     bool *used, int64_t *total) {
+    for (int i = 0; i < file->metas; i++) {
+        const char *key = file->meta_key[i];
+        chm_param p = {0};
+        int64_t group = 0;
+        if (!chm_b158_is_encoding(key) || !is_unused_correction(param, params, key + 9)) continue;
+        int status = chm_b158_describe(path, file, i, &p, &group);
+        if (!status) status = bind_param(path, file, &p, group, verify, used);
+        if (status) return status;
+        *total += p.count;
+    }
+    return CHM_OK;
+}
+
 int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,
                   bool verify) {
     int status = CHM_OK;
@@ -514,6 +548,7 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
         if (status) goto out;
         total += param[i]->count; /* no more than the file has room for */
     }
+    if ((status = leave_out(name, file, param, params, verify, used, &total))) goto out;
     for (int i = 0; i < file->count; i++) {
         const chm_st_tensor *t = &file->tensor[i];
         if (used[i]) continue;

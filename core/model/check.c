@@ -195,6 +195,13 @@ static int find_obstacle(const chm_runtime *r, const char *path, const struct ch
     return CHM_OK;
 }
 
+int64_t chm_experts_skipped(const chm_card *card) {
+    const double routed = chm_card_number(card, "backbone.moe.n_routed_experts", 0);
+    const double chosen = chm_card_number(card, "backbone.moe.num_experts_per_tok", 0);
+    const double inner = chm_card_number(card, "backbone.moe.moe_intermediate_size", 0);
+    return (int64_t)((routed - chosen) * 3 * inner) * chm_card_model(card)->width;
+}
+
 /* Experts apart, their norms with the rest. What one token skips are the experts it does not choose. */
 static void count_figures(const chm_card *card, int layer, const part_size *mixer, const part_size *ffn,
                           const part_size *norm, chm_figures *f) {
@@ -208,10 +215,7 @@ static void count_figures(const chm_card *card, int layer, const part_size *mixe
         const size_t norm_bytes = (size_t)ffn->norms * sizeof(float);
         add_size(&f->base, &(part_size){ffn->norms, ffn->norms, 0, norm_bytes});
         add_size(&f->experts, &(part_size){ffn->parameters - ffn->norms, 0, ffn->ternary, ffn->bytes - norm_bytes});
-        const double routed = chm_card_number(card, "backbone.moe.n_routed_experts", 0);
-        const double chosen = chm_card_number(card, "backbone.moe.num_experts_per_tok", 0);
-        const double inner = chm_card_number(card, "backbone.moe.moe_intermediate_size", 0);
-        const int64_t skipped = (int64_t)((routed - chosen) * 3 * inner) * config->width;
+        const int64_t skipped = chm_experts_skipped(card);
         f->experts_active += ffn->parameters - ffn->norms - skipped;
         once -= skipped;
     }

@@ -22,7 +22,7 @@ struct job {
     chm_map map;
     chm_safetensors *file;
     chm_experts experts;
-    chm_model *model; /* of --card: its parameters are those below; NULL: the file says what it holds */
+    chm_model *model; /* of --card or overrides: its parameters are those below; NULL: the file says what it holds */
     chm_tokenizer tokenizer;
     chm_param **param;
     int params;
@@ -32,6 +32,13 @@ struct job {
 };
 
 /* ---- reading ---- */
+
+static const char *keep(struct job *j, const char *before, const char *after) {
+    const size_t n = strlen(before) + strlen(after) + 1;
+    char *text = chm_arena_take(&j->arena, n);
+    if (text) snprintf(text, n, "%s%s", before, after);
+    return text;
+}
 
 static chm_param *new_param(struct job *j) {
     chm_param *p = chm_arena_zero(&j->arena, sizeof *p);
@@ -72,6 +79,58 @@ static int take_ours(struct job *j, const char *path, const chm_safetensors *fil
     return chm_b158_bind(path, file, j->param + before, j->params - before, group, true);
 }
 
+static json_t *quantization_of(const char *card, json_t **whole) {
+    *whole = card ? chm_json_load(card, strlen(card), NULL) : NULL;
+    return json_object_get(*whole, "quantization");
+}
+
+/* Overrides may not say another thing of how weights were trained, nor how codes are stored. */
+static int check_overrides(struct job *j) {
+    char *text = chm_card_json(j->model->card);
+    json_t *was, *is, *before = quantization_of(j->card, &was), *after = quantization_of(text, &is);
+    const char *key;
+    json_t *value;
+    int status = text && was && is ? CHM_OK : CHM_E_MEMORY;
+    json_object_foreach(after, key, value) {
+        if (status || !strcmp(key, "hgf_correction") || json_equal(value, json_object_get(before, key))) continue;
+        status = chm_fail(CHM_E_CONFIG,
+                          "%s: overrides cannot change quantization.%s, which says how the weights were trained; how "
+                          "codes are stored is for --encoding",
+                          j->in, key);
+    }
+    json_decref(was);
+    json_decref(is);
+    chm_free(text);
+    return status;
+}
+
+/* With overrides a file is read as the model that they make of it. */
+static int read_overridden(struct job *j) {
+    struct chm_card_options options;
+    int status = chm_card_options_from(j->runtime, j->options->overlay, &options);
+    if (!status) status = chm_model_open(j->in, &j->runtime->registry, &options, true, &j->model);
+    if (!status) status = check_overrides(j);
+    if (status) return status;
+    j->param = j->model->param;
+    j->params = j->model->params;
+    for (int i = 0; i < j->file->metas; i++) j->result->left_out += chm_b158_is_encoding(j->file->meta_key[i]);
+    for (int i = 0; j->experts.file && i < j->experts.file->metas; i++)
+        j->result->left_out += chm_b158_is_encoding(j->experts.file->meta_key[i]);
+    j->result->left_out -= j->params;
+    if (j->result->left_out && !j->options->lossy)
+        return chm_fail(
+            CHM_E_CONFIG,
+            "%s: without its low-rank corrections (quantization.hgf_correction) %d trained parameters are lost; "
+            "--lossy leaves them out",
+            j->in, j->result->left_out);
+    char *card = chm_card_json(j->model->card);
+    j->card = card ? keep(j, card, "") : NULL;
+    chm_free(card);
+    return j->card ? CHM_OK : CHM_E_MEMORY;
+}
+
+static bool is_overridden(const chm_overlay *o) { return o && (o->ini_count || o->set_count); }
+
 static int read_ours(struct job *j) {
     int status = chm_b158_check(j->in, j->file);
     if (!status && j->options->card)
@@ -92,7 +151,7 @@ static int read_ours(struct job *j) {
     if (status) return status;
     j->card = chm_safetensors_meta(j->file, "card");
     keep_notes(j, j->file);
-    return CHM_OK;
+    return is_overridden(j->options->overlay) ? read_overridden(j) : CHM_OK;
 }
 
 /* A name of tensors that linear layers have: "...q_proj.weight", and not the table or its way back. */
@@ -386,13 +445,6 @@ static int64_t hidden_code(const chm_param *p) {
     return -1;
 }
 
-static const char *keep(struct job *j, const char *before, const char *after) {
-    const size_t n = strlen(before) + strlen(after) + 1;
-    char *text = chm_arena_take(&j->arena, n);
-    if (text) snprintf(text, n, "%s%s", before, after);
-    return text;
-}
-
 static int write_plain(struct job *j) {
     const size_t most = 2 * (size_t)j->params + 1, more = 2 * (size_t)j->params + (size_t)j->notes + 1;
     chm_st_tensor *tensor = chm_arena_zero(&j->arena, most * sizeof *tensor);
@@ -470,6 +522,7 @@ static int write_ours(struct job *j) {
 /* With a card the file is written as of a model of that card; what is known of its training stays. */
 static int write_model(struct job *j) {
     int notes = 0;
+    if (j->model->file) return chm_b158_save(j->model, j->out, NULL, 0); /* which knows its notes itself */
     for (int i = 0; i < j->notes; i++)
         if (!strncmp(j->note[i].key, "trained.", 8)) j->note[notes++] = j->note[i];
     return chm_b158_save(j->model, j->out, j->note, notes);
@@ -517,6 +570,7 @@ int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_conve
     *result = (chm_convert_result){.size = sizeof *result};
     struct job j = {.runtime = r, .options = options, .result = result, .in = in, .out = out};
     const bool plain_out = ends_with(out, ".safetensors");
+    bool ternary = false;
     int status = check_options(&j, plain_out);
     if (status) return status;
     chm_arena_init(&j.arena);
@@ -533,14 +587,18 @@ int chm_convert(chm_runtime *r, const char *in, const char *out, const chm_conve
         chm_param *p = j.param[i];
         result->weights += p->count;
         if (p->format != CHM_FORMAT_TERNARY) continue;
+        ternary = true;
         if (j.encoding >= 0) p->stored = j.encoding;
         if (!plain_out && p->ternary.encoding != p->stored) status = repack(&j, p);
     }
     result->parameters = j.params;
+    if (!status && j.encoding >= 0 && !ternary)
+        status = chm_fail(CHM_E_CONFIG, "%s: no parameter is ternary, so no codes could be stored as %s", in,
+                          options->encoding);
     if (!status) status = plain_out ? write_plain(&j) : j.model ? write_model(&j) : write_ours(&j);
 out:
     if (j.model) {
-        for (int i = 0; i < j.params; i++) j.param[i]->value = NULL; /* the arena's, as all else */
+        for (int i = 0; i < j.params; i++) j.param[i]->value = NULL; /* the arena's or the mapping's, as all else */
         chm_tokenizer_close(&j.tokenizer);
         chm_model_destroy(j.model);
     }

@@ -37,6 +37,8 @@ int chm_card_numbers(const chm_card *card, const char *key, double *out, int cap
 /* megabytes in a row of memory_budget_mb, or NAN */
 double chm_budget_row(const chm_card *card, const char *name);
 bool chm_card_on(const chm_card *card, const char *key);
+/* parameters of a mixture that one token does not meet: those of the experts it does not choose */
+int64_t chm_experts_skipped(const chm_card *card);
 /* whether the text at key contains `word` */
 bool chm_card_says(const chm_card *card, const char *key, const char *word);
 

@@ -380,17 +380,18 @@ void *chm_carve(uint8_t *storage, size_t *used, size_t bytes) {
     return p;
 }
 
-int chm_model_allocate(chm_model *m) {
+static int allocate(chm_model *m, bool gradients) {
     for (int pass = 0; pass < 2; pass++) {
         uint8_t *at = m->storage;
         size_t used = 0;
         for (int i = 0; i < m->params; i++) {
             chm_param *p = m->param[i];
             const size_t bytes = (size_t)p->count * sizeof(float);
-            float *value = chm_carve(at, &used, bytes), *grad = chm_carve(at, &used, bytes), *dequant = NULL;
+            float *value = chm_carve(at, &used, bytes), *grad = NULL, *dequant = NULL;
             void *codes = NULL, *scales = NULL;
+            if (gradients || p->role == CHM_ROLE_OWN) grad = chm_carve(at, &used, bytes);
             if (p->format != CHM_FORMAT_F32) {
-                dequant = chm_carve(at, &used, bytes);
+                if (gradients) dequant = chm_carve(at, &used, bytes);
                 codes = chm_carve(at, &used, chm_param_code_bytes(p, CHM_ENCODING_T2));
                 scales = chm_carve(at, &used, chm_param_scale_bytes(p, p->ternary.group));
             }
@@ -416,6 +417,10 @@ int chm_model_allocate(chm_model *m) {
     m->trainable = true;
     return CHM_OK;
 }
+
+int chm_model_allocate(chm_model *m) { return allocate(m, true); }
+
+int chm_model_allocate_forward(chm_model *m) { return allocate(m, false); }
 
 int chm_model_quantise(chm_model *m, const struct chm_kernels *k, chm_pool *pool) {
     int status = CHM_OK;
@@ -461,9 +466,17 @@ void chm_model_after_step(chm_model *m, chm_layer_report report, void *user) {
     chm_model_clear_tallies(m);
 }
 
-static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int first_state, chm_tensor *x) {
+/* One residual block at its place in the stack. */
+typedef struct placed {
+    const chm_layer *layer;
+    int index, first_state;
+} placed;
+
+static chm_tensor *block(const void *user, chm_context *c, chm_tensor *x) {
+    const placed *at = user;
+    const chm_layer *layer = at->layer;
     chm_graph *g = chm_context_graph(c);
-    chm_context_enter(c, index, layer->part, first_state);
+    chm_context_enter(c, at->index, layer->part, at->first_state);
     chm_tensor *y = layer->ops->forward(layer->self, g, chm_rmsnorm(g, x, layer->norm, 0));
     if (y && (y->rows != x->rows || y->width != x->width))
         return chm_refuse(c, CHM_E_PLUGIN, "%s: plugin %s returned [%lld, %lld] for [%lld, %lld]", layer->part,
@@ -474,10 +487,12 @@ static chm_tensor *block(chm_context *c, const chm_layer *layer, int index, int 
 
 /* Layers first..last; copy: which set of their states, where the passes of the loop have one each */
 static chm_tensor *blocks(const chm_model *m, chm_context *c, int64_t first, int64_t last, int copy, chm_tensor *x) {
-    for (int64_t i = first; i <= last && x; i++) {
-        const chm_layer *mixer = &m->mixer[i], *ffn = &m->ffn[i];
-        x = block(c, mixer, (int)i, mixer->first_state + copy * mixer->states, x);
-        x = block(c, ffn, (int)i, ffn->first_state + copy * ffn->states, x);
+    for (int64_t i = 2 * first; i < 2 * (last + 1) && x; i++) {
+        const chm_layer *layer = i % 2 ? &m->ffn[i / 2] : &m->mixer[i / 2];
+        placed *at = chm_context_take(c, sizeof *at);
+        if (!at) return NULL;
+        *at = (placed){layer, (int)(i / 2), layer->first_state + copy * layer->states};
+        x = chm_recompute(c, x, at->first_state, layer->states, block, at);
     }
     return x;
 }

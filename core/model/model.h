@@ -68,6 +68,8 @@ void chm_model_destroy(chm_model *m);
 void *chm_carve(uint8_t *storage, size_t *used, size_t bytes);
 /* Storage for training: value, grad, dequant and packed forms of every parameter. */
 int chm_model_allocate(chm_model *m);
+/* The same for training passes without a way back: no gradients, and nothing that only they need. */
+int chm_model_allocate_forward(chm_model *m);
 /* Initial values: Philox keyed by (seed, parameter), the same on every machine and thread count. */
 int chm_model_randomise(chm_model *m, uint64_t seed);
 /* The model that chm_model_allocate, _randomise and _quantise would make, ready to be saved and with no values behind

@@ -90,6 +90,7 @@ int chm_model_open(const char *path, const chm_registry *registry, const struct 
     *out = NULL;
     if (options) with = *options;
     with.registry = registry;
+    with.trained = true;
 
     int status = chm_map_open(&map, path);
     if (status) return status;

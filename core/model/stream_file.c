@@ -263,7 +263,10 @@ int chm_stream_show(const char *path, chm_output format, FILE *out) {
         fprintf(out, ", \"position\": %" PRId64 ", \"model_hash\": ", f.position);
         chm_json_string(out, f.model);
         fprintf(out, ", \"state_bytes\": %" PRIu64 ", \"stated_bytes\": ", bytes);
-        fprintf(out, f.stated_bytes ? "%" PRIu64 : "null", f.stated_bytes);
+        if (f.stated_bytes)
+            fprintf(out, "%" PRIu64, f.stated_bytes);
+        else
+            fputs("null", out);
         fprintf(out, ", \"file_bytes\": %" PRIu64 ",\n \"states\": ", (uint64_t)f.map.size);
         status = chm_table_json(&t, 1, out);
         fputs("}\n", out);

@@ -322,6 +322,7 @@ static int create_from_model(chm_tokenizer *t, const chm_runtime *r, const char 
         status = CHM_E_MEMORY;
         goto out;
     }
+    options.trained = true;
     const char *text = chm_safetensors_meta(file, "card");
     if ((status = chm_card_parse(name, text, strlen(text), &options, &card)) != CHM_OK) goto out;
     const chm_model m = {.card = card, .registry = &r->registry, .file = file, .path = (char *)(uintptr_t)path};

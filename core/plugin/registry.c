@@ -20,25 +20,29 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Names of kinds, and of the folders they are kept in. */
+/* Names of kinds, with their article, and the folders they are kept in. */
 static const struct {
-    const char *name, *folder;
+    const char *name, *one, *folder;
 } kinds[CHM_KIND_COUNT] = {
-    [CHM_KIND_LAYER] = {"layer", "layers"},
-    [CHM_KIND_BACKEND] = {"backend", "backends"},
-    [CHM_KIND_TOKENIZER] = {"tokenizer", "tokenizers"},
-    [CHM_KIND_GRAMMAR] = {"grammar", "grammar"},
-    [CHM_KIND_MEMORY] = {"memory", "memory"},
-    [CHM_KIND_EVOLUTION] = {"evolution", "evolution"},
-    [CHM_KIND_ENCODER] = {"encoder", "encoders"},
-    [CHM_KIND_DRAFTER] = {"drafter", "drafters"},
-    [CHM_KIND_COLLECTIVE] = {"collective", "collectives"},
-    [CHM_KIND_OPTIMISER] = {"optimiser", "optimisers"},
-    [CHM_KIND_DATA] = {"data", "data"},
+    [CHM_KIND_LAYER] = {"layer", "a layer", "layers"},
+    [CHM_KIND_BACKEND] = {"backend", "a backend", "backends"},
+    [CHM_KIND_TOKENIZER] = {"tokenizer", "a tokenizer", "tokenizers"},
+    [CHM_KIND_GRAMMAR] = {"grammar", "a grammar", "grammar"},
+    [CHM_KIND_MEMORY] = {"memory", "a memory", "memory"},
+    [CHM_KIND_EVOLUTION] = {"evolution", "an evolution", "evolution"},
+    [CHM_KIND_ENCODER] = {"encoder", "an encoder", "encoders"},
+    [CHM_KIND_DRAFTER] = {"drafter", "a drafter", "drafters"},
+    [CHM_KIND_COLLECTIVE] = {"collective", "a collective", "collectives"},
+    [CHM_KIND_OPTIMISER] = {"optimiser", "an optimiser", "optimisers"},
+    [CHM_KIND_DATA] = {"data", "data", "data"},
 };
 
 const char *chm_kind_name(enum chm_kind kind) {
     return (unsigned)kind < CHM_KIND_COUNT && kinds[kind].name ? kinds[kind].name : "unknown";
+}
+
+const char *chm_kind_one(enum chm_kind kind) {
+    return (unsigned)kind < CHM_KIND_COUNT && kinds[kind].one ? kinds[kind].one : "unknown";
 }
 
 /* ---- checks ---- */
@@ -212,6 +216,13 @@ static int check_ops(const struct chm_plugin *p) {
         }
         return chm_fail(CHM_E_PLUGIN, "its backend ops fill no kernel slot");
     }
+    case CHM_KIND_OPTIMISER: {
+        const struct chm_optimiser_ops *ops = p->ops;
+        if ((status = check_ops_size(p, ops->size, sizeof *ops))) return status;
+        MANDATORY(ops, arrays);
+        MANDATORY(ops, step);
+        return CHM_OK;
+    }
     default:
         return chm_fail(CHM_E_PLUGIN, "this version has no use for plugins of kind '%s' yet", chm_kind_name(p->kind));
     }
@@ -323,7 +334,7 @@ static int refuse(struct chm_plugin_file *f) {
 
 static int check_kind(const struct chm_plugin *p, enum chm_kind kind) {
     if (kind == 0 || p->kind == (uint32_t)kind) return CHM_OK;
-    return chm_fail(CHM_E_PLUGIN, "it is a %s, and lies in the folder of %s", chm_kind_name((enum chm_kind)p->kind),
+    return chm_fail(CHM_E_PLUGIN, "it is %s, and lies in the folder of %s", chm_kind_one((enum chm_kind)p->kind),
                     kinds[kind].folder);
 }
 
@@ -588,7 +599,7 @@ const struct chm_plugin *chm_registry_find(const chm_registry *r, enum chm_kind 
     const struct chm_plugin *other = chm_registry_other_kind(r, kind, name);
     const struct chm_optional_plugin *optional = left_out(kind, name);
     if (other) {
-        chm_fail(CHM_E_PLUGIN, "no %s '%s': '%s' is a %s", what, name, name, chm_kind_name((enum chm_kind)other->kind));
+        chm_fail(CHM_E_PLUGIN, "no %s '%s': '%s' is %s", what, name, name, chm_kind_one((enum chm_kind)other->kind));
     } else if (f) {
         chm_fail(CHM_E_PLUGIN, "no %s '%s': %s was refused: %s", what, name, f->path, f->refused);
     } else if (optional) {

@@ -54,6 +54,7 @@ int chm_registry_check_section(const chm_registry *r, const char *section, enum 
 /* The plugin whose card section this is, or NULL (no sentence). */
 const struct chm_plugin *chm_registry_section(const chm_registry *r, const char *section);
 const char *chm_kind_name(enum chm_kind kind); /* "layer" */
+const char *chm_kind_one(enum chm_kind kind);  /* "a layer" */
 /* The path it came from, or "built in". */
 const char *chm_registry_path(const chm_registry *r, const struct chm_plugin *plugin);
 

@@ -63,7 +63,7 @@ void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t
     for (int64_t r = 0; r < b->rows; r++) {
         const int64_t inside = at - c->document[document];
         const int64_t end = c->document[document + 1];
-        id[r] = c->token[at];
+        id[r] = chm_corpus_token(c, at);
         position[r] = CHM_MIN(read, inside);
         read = position[r] + 1;
         at++;
@@ -71,9 +71,9 @@ void chm_batch_segment(const chm_batch *b, int64_t step, int64_t stream, int32_t
             document = document + 1 < c->documents ? document + 1 : 0;
             at = c->document[document];
             /* the end of a document is foretold by the mark that begins the next */
-            target[r] = c->marked && !c->answers_only ? c->token[at] : -1;
+            target[r] = c->marked && !c->answers_only ? chm_corpus_token(c, at) : -1;
         } else {
-            target[r] = chm_counts(c->answers_only, id[r]) ? c->token[at] : -1;
+            target[r] = chm_counts(c->answers_only, id[r]) ? chm_corpus_token(c, at) : -1;
         }
     }
 }
@@ -89,7 +89,7 @@ int64_t chm_batch_targets(const chm_batch *b, int64_t step) {
         int64_t document = document_of(c, at);
         for (int64_t r = 0; r < b->rows; r++) {
             const bool last = at + 1 == c->document[document + 1];
-            count -= last || !chm_counts(c->answers_only, c->token[at]);
+            count -= last || !chm_counts(c->answers_only, chm_corpus_token(c, at));
             at++;
             if (!last) continue;
             document = document + 1 < c->documents ? document + 1 : 0;

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char schema[] = "chimera-checkpoint-4";
+static const char schema[] = "chimera-checkpoint-5";
 
 /* Numbers of the run state, by name, so that saving and loading cannot drift apart. */
 struct integer_field {
@@ -37,6 +37,7 @@ static const struct integer_field integers[] = {
 static const struct integer_field reals[] = {
     {"loss", offsetof(chm_run_state, loss)},
     {"gradient_norm", offsetof(chm_run_state, gradient_norm)},
+    {"frozen", offsetof(chm_run_state, frozen)},
     {"reported_loss", offsetof(chm_run_state, reported_loss)},
     {"seconds", offsetof(chm_run_state, seconds)},
     {"rate", offsetof(chm_run_state, rate)},
@@ -71,7 +72,7 @@ static uint64_t meta_hash(const char *const *key, const char *const *value, int 
 int chm_train_checkpoint_save(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t streams = t->stream != NULL ? t->batch.streams : 0;
-    const int count = 3 * m->params + (streams ? (int)streams + 1 : 0);
+    const int most = (1 + CHM_OPTIMISER_ARRAYS) * m->params + (streams ? (int)streams + 1 : 0);
     chm_st_tensor *tensor = NULL;
     chm_arena arena;
     int64_t *position = NULL;
@@ -80,35 +81,33 @@ int chm_train_checkpoint_save(chm_trainer *t) {
     int n = 0, metas = 0, status = CHM_OK;
     const double begun = chm_now();
     chm_arena_init(&arena);
-    tensor = chm_alloc((size_t)count * sizeof *tensor);
+    tensor = chm_alloc((size_t)most * sizeof *tensor);
     position = chm_alloc((size_t)(streams + 1) * sizeof *position);
     if (data == NULL || tensor == NULL || position == NULL) {
         status = chm_fail(CHM_E_MEMORY, "out of memory for %s", t->checkpoint_path);
         goto out;
     }
     t->run.seconds = chm_train_seconds(t);
-    static const char *const part[3] = {"value", "adam_m", "adam_v"};
-    for (int k = 0; k < 3; k++) {
-        int64_t at = 0;
+    for (int k = 0; k <= CHM_OPTIMISER_ARRAYS; k++)
         for (int i = 0; i < m->params; i++) {
             const chm_param *p = m->param[i];
+            if (k > chm_optimiser_arrays(t, i)) continue;
+            const char *kept = k == 0 ? "value" : chm_optimiser_array_name(t, i, k - 1);
             chm_st_tensor *s = &tensor[n++];
-            const size_t length = strlen(part[k]) + 1 + strlen(p->name) + 1;
+            const size_t length = strlen(kept) + 1 + strlen(p->name) + 1;
             char *name = chm_arena_take(&arena, length);
             if (name == NULL) {
                 status = CHM_E_MEMORY;
                 goto out;
             }
-            snprintf(name, length, "%s/%s", part[k], p->name);
+            snprintf(name, length, "%s/%s", kept, p->name);
             s->name = name;
             s->dtype = CHM_ST_F32;
             s->rank = p->rank;
             for (int d = 0; d < p->rank; d++) s->shape[d] = p->shape[d];
-            s->data = (const uint8_t *)(k == 0 ? p->value : (k == 1 ? t->m : t->v) + at);
+            s->data = (const uint8_t *)(k == 0 ? p->value : t->state[i].array[k - 1]);
             s->bytes = (uint64_t)p->count * sizeof(float);
-            at += (p->count + 15) / 16 * 16;
         }
-    }
     for (int64_t i = 0; i < streams; i++) {
         chm_st_tensor *s = &tensor[n++];
         char *name = chm_arena_take(&arena, 32);
@@ -154,14 +153,14 @@ int chm_train_checkpoint_save(chm_trainer *t) {
         metas++;
     }
     uint64_t hash = 0;
-    for (int i = 0; i < count; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
+    for (int i = 0; i < n; i++) hash = chm_hash64_seed(tensor[i].data, tensor[i].bytes, hash);
     hash = meta_hash(key, value, metas, hash);
     snprintf(field[metas], FIELD, "%016" PRIx64, hash);
     key[metas] = "hash", value[metas] = field[metas];
     metas++;
     /* the log must not be behind a checkpoint that survives a power cut */
     if (t->log != NULL) (void)!fdatasync(fileno(t->log));
-    status = chm_safetensors_write(t->checkpoint_path, tensor, count, key, value, metas, true);
+    status = chm_safetensors_write(t->checkpoint_path, tensor, n, key, value, metas, true);
     t->checkpoint_cost = chm_now() - begun;
 out:
     chm_arena_finish(&arena);
@@ -251,19 +250,21 @@ static int compare_data(const chm_trainer *t, const char *then) {
             a += *a == ' ';
             b += *b == ' ';
         }
+        const bool beyond = i >= t->corpus.files; /* those there are now are where the run's began */
         if (files != t->corpus.files)
             status = chm_fail(CHM_E_CONFIG,
-                              "%s: cannot resume with other data: the run has %lld files, now there are %lld; give the "
-                              "same files in the same order, or another --out",
-                              t->checkpoint_path, (long long)files, (long long)t->corpus.files);
+                              "%s: cannot resume with other data: the run has %lld files, now there are %lld, %s %s; "
+                              "give the same files in the same order, or another --out",
+                              t->checkpoint_path, (long long)files, (long long)t->corpus.files,
+                              beyond ? "and more followed" : "of which the first that differs is",
+                              t->data.path[beyond ? t->corpus.files - 1 : i]);
         else
-            status =
-                chm_fail(CHM_E_CONFIG,
-                         "%s: cannot resume with other data: %s is not the file the run was begun with (%lld bytes "
-                         "now, %lld then%s); give the same files in the same order, or another --out",
-                         t->checkpoint_path, t->options->data[i], (long long)t->corpus.file_bytes[i],
-                         a ? strtoll(a, NULL, 10) : 0LL,
-                         a && strtoll(a, NULL, 10) == t->corpus.file_bytes[i] ? ", other contents" : "");
+            status = chm_fail(
+                CHM_E_CONFIG,
+                "%s: cannot resume with other data: %s is not the file the run was begun with (%lld bytes "
+                "now, %lld then%s); give the same files in the same order, or another --out",
+                t->checkpoint_path, t->data.path[i], (long long)t->corpus.file_bytes[i], a ? strtoll(a, NULL, 10) : 0LL,
+                a && strtoll(a, NULL, 10) == t->corpus.file_bytes[i] ? ", other contents" : "");
     }
     chm_free(now);
     return status;
@@ -355,17 +356,15 @@ int chm_train_checkpoint_load(chm_trainer *t) {
                           t->checkpoint_path, t->run.step, t->run.steps);
         goto out;
     }
-    int64_t at = 0;
     for (int i = 0; i < m->params; i++) {
         chm_param *p = m->param[i];
         const uint64_t bytes = (uint64_t)p->count * sizeof(float);
         snprintf(name, sizeof name, "value/%s", p->name);
         if ((status = load_tensor(t, file, name, CHM_ST_F32, p->value, bytes)) != CHM_OK) goto out;
-        snprintf(name, sizeof name, "adam_m/%s", p->name);
-        if ((status = load_tensor(t, file, name, CHM_ST_F32, t->m + at, bytes)) != CHM_OK) goto out;
-        snprintf(name, sizeof name, "adam_v/%s", p->name);
-        if ((status = load_tensor(t, file, name, CHM_ST_F32, t->v + at, bytes)) != CHM_OK) goto out;
-        at += (p->count + 15) / 16 * 16;
+        for (int k = 0; k < chm_optimiser_arrays(t, i); k++) {
+            snprintf(name, sizeof name, "%s/%s", chm_optimiser_array_name(t, i, k), p->name);
+            if ((status = load_tensor(t, file, name, CHM_ST_F32, t->state[i].array[k], bytes)) != CHM_OK) goto out;
+        }
     }
     if (t->stream != NULL) {
         position = chm_alloc((size_t)t->batch.streams * sizeof *position);

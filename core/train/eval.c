@@ -103,14 +103,14 @@ static int score_document(const chm_score_request *q, chm_context *context, chm_
             return chm_fail(CHM_E_DATA,
                             "%s: token %lld has no finite probability: the model is damaged or its training diverged "
                             "(chimera inspect --verify says which)",
-                            text->path, (long long)at);
+                            text->in.path, (long long)at);
         total->tokens += n;
         at += n;
         stream->position = at;
         x->token[0] = x->token[n];
         if (q->progress != NULL) q->progress(q->user, done_bytes + chm_text_bytes_taken(text), all_bytes);
         if (q->stop != NULL && *q->stop != 0)
-            return chm_fail(CHM_E_INTERRUPTED, "%s: evaluation stopped after %lld tokens", text->path,
+            return chm_fail(CHM_E_INTERRUPTED, "%s: evaluation stopped after %lld tokens", text->in.path,
                             (long long)total->tokens);
     }
     total->documents++;
@@ -121,18 +121,21 @@ int chm_score_files(const chm_score_request *q, chm_score *out) {
     const int64_t split = q->split > 0 ? CHM_MIN(q->split, MOST_SPLIT) : CHM_SCORE_SPLIT;
     chm_context *context = NULL;
     chm_stream_state stream = {0};
-    chm_text text = {.fd = -1};
+    chm_text text = {0};
     scratch x = {0};
+    int64_t skipped = 0;
     int status = CHM_OK, more;
     memset(out, 0, sizeof *out);
     if (q->count == 0) return chm_fail(CHM_E_CONFIG, "no data: name at least one file of text");
     /* all of them first: a bad name should not cost the time of those before it */
     for (uint32_t i = 0; i < q->count; i++) {
-        if ((status = chm_text_open(&text, q->files[i], q->tokenizer, q->tokenizer_self, 0)) != CHM_OK) return status;
-        out->total_bytes += text.size;
-        chm_text_close(&text);
+        if ((status = chm_contents_open(&text.in, q->files[i], false)) != CHM_OK) return status;
+        out->total_bytes += text.in.file_bytes;
+        chm_contents_close(&text.in);
     }
-    const int64_t all = q->limit_bytes > 0 ? CHM_MIN(q->limit_bytes, out->total_bytes) : out->total_bytes;
+    if (q->rules.part == CHM_PART_HELD) out->total_bytes = (int64_t)((double)out->total_bytes * q->rules.holdout) + 1;
+    if (q->expected_bytes > 0) out->total_bytes = q->expected_bytes;
+    const int64_t most = q->limit_bytes > 0 ? q->limit_bytes : INT64_MAX, all = CHM_MIN(most, out->total_bytes);
     x.token = chm_alloc((size_t)(split + 1) * sizeof *x.token);
     x.target = chm_alloc((size_t)split * sizeof *x.target);
     x.parent = chm_alloc((size_t)split * sizeof *x.parent);
@@ -147,10 +150,10 @@ int chm_score_files(const chm_score_request *q, chm_score *out) {
     status = chm_context_create(q->kernels, q->pool, &q->model->layout, (float)q->model->config->norm_eps, &context);
     if (status != CHM_OK) goto out;
     if ((status = chm_stream_init(&stream, &q->model->layout)) != CHM_OK) goto out;
-    for (uint32_t i = 0; i < q->count && out->bytes < all; i++) {
-        status = chm_text_open(&text, q->files[i], q->tokenizer, q->tokenizer_self, all - out->bytes);
+    for (uint32_t i = 0; i < q->count && out->bytes < most; i++) {
+        const int64_t limit = q->limit_bytes > 0 ? most - out->bytes : 0;
+        status = chm_text_open(&text, q->files[i], q->tokenizer, q->tokenizer_self, &q->rules, limit, false);
         if (status != CHM_OK) goto out;
-        text.lines = q->rules.lines;
         while ((more = chm_text_next(&text)) > 0) {
             status = score_document(q, context, &stream, &text, split, &x, out, out->bytes, all);
             if (status != CHM_OK) goto out;
@@ -159,8 +162,17 @@ int chm_score_files(const chm_score_request *q, chm_score *out) {
             status = chm_failed(CHM_E_DATA);
             goto out;
         }
-        out->bytes += text.size;
+        out->bytes += text.bytes;
+        skipped += text.skipped;
         chm_text_close(&text);
+    }
+    if (out->bytes < most) out->total_bytes = out->bytes;
+    if (out->documents == 0 && q->rules.part == CHM_PART_HELD) {
+        status = chm_fail(CHM_E_DATA,
+                          "%s: training.holdout = %g of %lld document%s holds out none, so there is nothing to score: "
+                          "give the data that the model was trained on, or score all of this without --holdout",
+                          q->files[0], q->rules.holdout, (long long)skipped, skipped == 1 ? "" : "s");
+        goto out;
     }
     if (out->tokens == 0) {
         status = chm_fail(CHM_E_DATA, "%s: the data is one token long; there is nothing to predict", q->files[0]);
@@ -191,6 +203,7 @@ out:
 
 int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_eval_result *result) {
     chm_writer logits = {0};
+    chm_sources sources = {0};
     chm_score score;
     int status;
     if (options->size != sizeof *options || (result != NULL && result->size != sizeof *result))
@@ -201,11 +214,18 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         return chm_fail(CHM_E_CONFIG, "split %lld and limit %lld: both are 1 or more, or 0 for the default",
                         (long long)options->split, (long long)options->limit_bytes);
     const double start = chm_now();
-    for (uint32_t i = 0; options->logits != NULL && i <= options->data_count; i++) {
-        const char *input = i < options->data_count ? options->data[i] : m->path;
+    const chm_train_config *train = chm_card_train(m->card);
+    if (options->holdout && !(train->holdout > 0))
+        return chm_fail(CHM_E_CONFIG,
+                        "%s: its card holds out nothing (training.holdout is 0): say by --set training.holdout=0.01 "
+                        "which share was, or score all of the data without --holdout",
+                        m->path);
+    if ((status = chm_sources_find(&sources, options->data, options->data_count, NULL)) != CHM_OK) return status;
+    for (uint32_t i = 0; options->logits != NULL && i <= sources.count; i++) {
+        const char *input = i < sources.count ? sources.path[i] : m->path;
         if (!input || !chm_same_file(options->logits, input)) continue;
         status = chm_fail(CHM_E_CONFIG, "%s: the logits would replace %s, which is read; give them another name",
-                          options->logits, i < options->data_count ? "the data" : "the model");
+                          options->logits, i < sources.count ? "the data" : "the model");
         goto out;
     }
     if (options->logits != NULL && (status = chm_writer_open(&logits, options->logits)) != CHM_OK) goto out;
@@ -215,11 +235,11 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         .pool = r->pool,
         .tokenizer = m->tokenizer->ops,
         .tokenizer_self = m->tokenizer->self,
-        .files = options->data,
-        .count = options->data_count,
+        .files = (const char *const *)sources.path,
+        .count = sources.count,
         .split = options->split,
         .limit_bytes = options->limit_bytes,
-        .rules = chm_corpus_rules_of(chm_card_train(m->card)),
+        .rules = chm_corpus_rules_of(train, options->holdout ? CHM_PART_HELD : CHM_PART_ALL),
         .logits = logits.file,
         .progress = options->progress,
         .user = options->user,
@@ -243,6 +263,7 @@ int chm_eval(chm_runtime *r, chm_model *m, const chm_eval_options *options, chm_
         result->tokens_per_second = result->seconds > 0 ? (double)score.tokens / result->seconds : 0;
     }
 out:
+    chm_sources_finish(&sources);
     chm_writer_abandon(&logits);
     return status;
 }

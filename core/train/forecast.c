@@ -3,7 +3,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 enum { PROBE_ROWS = 64, MOST_SAMPLES = 512 };
 
@@ -42,19 +41,20 @@ static struct parts known_parts(const chm_trainer *t) {
     for (int i = 0; i < t->model->params; i++) {
         const chm_param *q = t->model->param[i];
         const uint64_t bytes = (uint64_t)q->count * sizeof(float);
+        const bool gradients = t->config->mezo.samples == 0;
         p.weights += bytes;
-        p.gradients += bytes;
-        p.optimiser += 2 * bytes;
+        if (gradients) p.gradients += bytes;
         if (q->format != CHM_FORMAT_F32)
-            p.weights += bytes + chm_param_code_bytes(q, CHM_ENCODING_T2) + chm_param_scale_bytes(q, group);
+            p.weights +=
+                (gradients ? bytes : 0) + chm_param_code_bytes(q, CHM_ENCODING_T2) + chm_param_scale_bytes(q, group);
     }
+    p.optimiser = chm_optimiser_bytes(t);
     if (t->batch.carry > 1) p.streams = (uint64_t)t->batch.streams * t->model->layout.bytes;
-    /* a token a byte, until it is known */
-    for (uint32_t i = 0; t->corpus.tokens == 0 && i < t->options->data_count; i++) {
-        struct stat st;
-        if (stat(t->options->data[i], &st) == 0) p.data += (uint64_t)st.st_size * sizeof(int32_t);
-    }
-    if (t->corpus.tokens > 0) p.data = (uint64_t)t->corpus.tokens * sizeof(int32_t);
+    /* Tokens of a file are mapped, and the system may let go of them. Until it is known: a token a byte. */
+    if (t->corpus.tokens == 0 && t->options->shards == NULL && t->data.bytes <= CHM_CORPUS_IN_MEMORY)
+        p.data = (uint64_t)t->data.bytes * sizeof(int32_t);
+    else if (t->corpus.memory != NULL)
+        p.data = (uint64_t)t->corpus.tokens * (t->corpus.narrow ? 2 : 4);
     return p;
 }
 
@@ -131,9 +131,14 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     }
     for (int i = 0; i < 2; i++) {
         const double at = chm_now();
-        if ((status = chm_model_quantise(t->model, t->kernels, t->pool)) != CHM_OK) return status;
-        (void)chm_train_norm(t);
-        chm_train_update(t, 1, 0, 0, 1, true);
+        for (int64_t k = 0; k < (t->mezo ? 2 * t->config->mezo.samples + 1 : 1); k++)
+            if ((status = chm_model_quantise(t->model, t->kernels, t->pool)) != CHM_OK) return status;
+        if (t->mezo)
+            chm_mezo_rehearse(t);
+        else {
+            (void)chm_optimiser_norm(t);
+            chm_optimiser_update(t, 1, 0, 0, 1, true);
+        }
         rest_time[i] = chm_now() - at;
     }
     chm_train_clear_all(t);
@@ -143,7 +148,8 @@ int chm_train_calibrate(chm_trainer *t, double seconds, double *step_seconds) {
     /* Passes of several depths of the loop have no typical time, only a mean. */
     const double stream_seconds =
         t->model->config->loop.enabled ? looped / (double)streams : typical(pass_time, samples) / (double)t->micro;
-    *step_seconds = stream_seconds * (double)b->streams + CHM_MIN(rest_time[0], rest_time[1]);
+    const double rounds = t->mezo ? 2 * (double)t->config->mezo.samples : 1; /* of passes in a step */
+    *step_seconds = stream_seconds * (double)b->streams * rounds + CHM_MIN(rest_time[0], rest_time[1]);
     return CHM_OK;
 }
 
@@ -156,9 +162,14 @@ void chm_train_forecast(chm_trainer *t, double step_seconds, double other_second
     int64_t parameters = 0, embedding = 0;
     chm_model_parameter_count(t->model, &parameters, &embedding);
     chm_train_message(t,
-                      "model: %lld parameters (%lld of them the embedding); data: %lld bytes, %lld tokens in %lld %s",
+                      "model: %lld parameters (%lld of them the embedding); data: %lld bytes, %lld tokens in %lld %s, "
+                      "%lld document%s",
                       (long long)parameters, (long long)embedding, (long long)t->corpus.bytes,
-                      (long long)t->corpus.tokens, (long long)t->corpus.files, t->corpus.files == 1 ? "file" : "files");
+                      (long long)t->corpus.tokens, (long long)t->corpus.files, t->corpus.files == 1 ? "file" : "files",
+                      (long long)t->corpus.documents, t->corpus.documents == 1 ? "" : "s");
+    if (t->config->holdout > 0)
+        chm_train_message(t, "held out: %lld document%s of %lld bytes", (long long)t->corpus.held_documents,
+                          t->corpus.held_documents == 1 ? "" : "s", (long long)t->corpus.held_bytes);
     chm_train_message(t, "memory: weights %s, gradients %s, optimiser %s, passes %s, streams and data %s; %s in all",
                       amount((double)p.weights, a), amount((double)p.gradients, b), amount((double)p.optimiser, c),
                       amount((double)passes, d), amount((double)(p.streams + p.data), e), amount((double)total, f));

@@ -221,6 +221,7 @@ int chm_train_report(chm_trainer *t, double lr) {
     add_number(&line, "lr", lr);
     add_number(&line, "grad_norm", p.gradient_norm);
     chm_string_add(&line, ",\"skipped\":%lld", (long long)run->skipped);
+    if (t->config->deep_zero_mask || t->config->mezo.skip_zeros) add_number(&line, "frozen_fraction", run->frozen);
     if (t->model->config->loop.enabled) {
         add_number(&line, "loop_count_mean", (double)run->depth.sum / (double)CHM_MAX(run->depth.rows, 1));
         add_number(&line, "loop_spectral_radius", chm_loop_radius(&t->model->loop));

@@ -1,4 +1,4 @@
-/* step.c: one step of training: passes forward and backward, the norm of the gradient, AdamW. */
+/* step.c: one step of training: passes forward and backward, the norm of the gradient, the optimiser. */
 #include "train/trainer.h"
 
 #include <math.h>
@@ -60,7 +60,8 @@ int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, 
         for (int64_t r = 0; r < rows; r++) t->parent[at + r] = r == 0 ? ~(int32_t)s : (int32_t)(at + r - 1);
     }
     const chm_rows pass = {.count = n, .parent = t->parent, .position = t->position};
-    const uint32_t flags = CHM_PASS_TRAIN | (t->stream != NULL ? (uint32_t)CHM_PASS_CARRY : 0);
+    const bool carries = t->stream != NULL && !t->peek;
+    const uint32_t flags = CHM_PASS_TRAIN | (carries ? (uint32_t)CHM_PASS_CARRY : 0);
     chm_stream_state **slots = t->stream != NULL ? t->slot : NULL;
     for (int64_t s = 0; slots != NULL && s < count; s++) slots[s] = &t->stream[t->pick[first + s]];
     if ((status = chm_context_begin(t->context, &pass, slots, (int)count, flags)) != CHM_OK) return status;
@@ -70,32 +71,12 @@ int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, 
     if (logits == NULL) return chm_fail(CHM_E_INTERNAL, "the model gave no logits");
     status = chm_cross_entropy(t->context, logits, t->target, t->model->config->vocab, scale, loss, targets);
     if (status != CHM_OK) return status;
-    if ((status = chm_backward(t->context)) != CHM_OK) return status;
+    if (t->mezo == NULL && (status = chm_backward(t->context)) != CHM_OK) return status;
     t->run.depth.rows += depth.rows;
     t->run.depth.sum += depth.sum;
-    for (int64_t s = 0; slots != NULL && s < count; s++) slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
+    for (int64_t s = 0; slots != NULL && carries && s < count; s++)
+        slots[s]->position = t->position[(s + 1) * rows - 1] + 1;
     return CHM_OK;
-}
-
-static void norm_pieces(void *arg, int64_t begin, int64_t end, int worker) {
-    const chm_trainer *t = arg;
-    (void)worker;
-    for (int64_t i = begin; i < end; i++) {
-        const float *g = t->piece[i].param->grad + t->piece[i].first;
-        double sum[8] = {0};
-        int64_t k = 0;
-        for (; k + 8 <= t->piece[i].count; k += 8)
-            for (int j = 0; j < 8; j++) sum[j] += (double)g[k + j] * (double)g[k + j];
-        for (; k < t->piece[i].count; k++) sum[0] += (double)g[k] * (double)g[k];
-        t->partial[i] = ((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7]));
-    }
-}
-
-double chm_train_norm(chm_trainer *t) {
-    chm_parallel(t->pool, t->pieces, 4, norm_pieces, t);
-    double sum = 0;
-    for (int64_t i = 0; i < t->pieces; i++) sum += t->partial[i];
-    return sqrt(sum);
 }
 
 static void clear_pieces(void *arg, int64_t begin, int64_t end, int worker) {
@@ -106,7 +87,7 @@ static void clear_pieces(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 void chm_train_clear(chm_trainer *t) {
-    chm_parallel(t->pool, t->pieces, 4, clear_pieces, t);
+    if (t->mezo == NULL) chm_parallel(t->pool, t->pieces, 4, clear_pieces, t);
     chm_model_clear_tallies(t->model);
 }
 
@@ -122,74 +103,50 @@ void chm_train_clear_all(chm_trainer *t) {
     chm_train_clear(t);
     t->run.depth = (chm_depth){0};
     memset(&t->run.shown, 0, sizeof t->run.shown);
-    memset(t->m, 0, (size_t)t->floats * sizeof *t->m);
-    memset(t->v, 0, (size_t)t->floats * sizeof *t->v);
+    chm_optimiser_clear(t);
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++) chm_stream_reset(&t->stream[s]);
 }
 
-typedef struct update {
-    chm_trainer *t;
-    float gscale, lr, weight_decay, bc1, bc2;
-    bool rehearse;
-} update;
-
-static void update_pieces(void *arg, int64_t begin, int64_t end, int worker) {
-    const update *u = arg;
-    const chm_train_config *c = u->t->config;
-    (void)worker;
-    for (int64_t i = begin; i < end; i++) {
-        const chm_piece *p = &u->t->piece[i];
-        _Alignas(64) float scratch[CHM_PIECE];
-        float *w = p->param->value + p->first, *g = p->param->grad + p->first;
-        if (u->rehearse) {
-            memcpy(scratch, w, (size_t)p->count * sizeof *w);
-            w = scratch;
-        }
-        u->t->kernels->adamw(w, g, u->t->m + p->offset, u->t->v + p->offset, p->count, u->gscale, u->lr,
-                             (float)c->beta1, (float)c->beta2, (float)c->adam_eps,
-                             p->param->decay ? u->weight_decay : 0.0f, u->bc1, u->bc2);
-        memset(g, 0, (size_t)p->count * sizeof *g);
+/* The gradient of the step at hand: its loss, summed over its targets, and its norm. */
+static int gradient_passes(chm_trainer *t, int64_t all, double *loss, int64_t *targets, double *norm) {
+    *loss = 0;
+    *targets = 0;
+    for (int64_t s = 0, count; s < t->batch.streams; s += count) {
+        double part;
+        int64_t counted;
+        count = chm_train_group(t, s);
+        const int status =
+            chm_train_micro(t, t->run.step, s, count, t->batch.rows, 1.0f / (float)CHM_MAX(all, 1), &part, &counted);
+        if (status != CHM_OK) return status;
+        *loss += part;
+        *targets += counted;
     }
-}
-
-void chm_train_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse) {
-    update u = {
-        .t = t,
-        .gscale = gscale,
-        .lr = (float)lr,
-        .weight_decay = (float)weight_decay,
-        .bc1 = (float)(1 - pow(t->config->beta1, (double)applied)),
-        .bc2 = (float)(1 - pow(t->config->beta2, (double)applied)),
-        .rehearse = rehearse,
-    };
-    chm_parallel(t->pool, t->pieces, 2, update_pieces, &u);
+    chm_optimiser_mask(t);
+    *norm = chm_optimiser_norm(t);
+    return CHM_OK;
 }
 
 int chm_train_step(chm_trainer *t, double *lr) {
     chm_run_state *run = &t->run;
-    const chm_batch *b = &t->batch;
-    double weight_decay, loss = 0;
-    int64_t targets = 0;
+    double weight_decay, loss, norm;
+    int64_t targets;
     int status = chm_model_quantise(t->model, t->kernels, t->pool);
     if (status != CHM_OK) return status;
     chm_schedule_at(t->config, run->step, run->steps, lr, &weight_decay);
-    const int64_t all = chm_batch_targets(b, run->step);
+    const int64_t all = chm_batch_targets(&t->batch, run->step);
     chm_train_plan(t, run->step);
-    for (int64_t s = 0, count; s < b->streams; s += count) {
-        count = chm_train_group(t, s);
-        double part;
-        int64_t counted;
-        status = chm_train_micro(t, run->step, s, count, b->rows, 1.0f / (float)CHM_MAX(all, 1), &part, &counted);
-        if (status != CHM_OK) return status;
-        loss += part;
-        targets += counted;
-    }
-    const double norm = chm_train_norm(t);
+    status =
+        t->mezo ? chm_mezo_passes(t, all, &loss, &targets, &norm) : gradient_passes(t, all, &loss, &targets, &norm);
+    if (status != CHM_OK) return status;
     run->step++;
     if (isfinite(norm) && isfinite(loss)) {
         const double most = t->config->grad_clip;
-        chm_train_update(t, most > 0 && norm > most ? (float)(most / norm) : 1.0f, *lr, weight_decay, ++run->applied,
-                         false);
+        const double gscale = most > 0 && norm > most ? most / norm : 1;
+        run->applied++;
+        if (t->mezo)
+            chm_mezo_update(t, gscale, *lr, weight_decay);
+        else
+            chm_optimiser_update(t, (float)gscale, *lr, weight_decay, run->applied, false);
         chm_string_finish(&t->metrics);
         t->violation = 0;
         t->mixtures = 0;
@@ -201,6 +158,7 @@ int chm_train_step(chm_trainer *t, double *lr) {
         return CHM_OK;
     }
     /* The weights stay; a state that overflowed would poison every later segment of its stream. */
+    if (t->mezo) chm_mezo_undo(t);
     chm_train_clear(t);
     clear_streams(t);
     run->skipped++;

@@ -1,6 +1,7 @@
 /* train.c: chm_train(): a run from its card to its packed model. */
 #include "train/trainer.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -62,6 +63,7 @@ static int load_card(chm_trainer *t) {
     if (t->config == NULL || t->config->seq_len < 1 || t->config->batch_tokens < 1)
         return chm_fail(CHM_E_CONFIG, "%s: training.phases has no phase 'pretrain' with seq_len and batch_tokens",
                         t->options->card);
+    if ((status = chm_optimiser_open(t)) != CHM_OK) return status;
     status = chm_tokenizer_open(&t->tokenizer, &t->runtime->registry, t->model->card);
     if (status != CHM_OK) return chm_fail_prefix(status, "%s", t->options->card);
     t->model->made_with = &t->tokenizer;
@@ -86,35 +88,21 @@ static void plan_batches(chm_trainer *t) {
     t->micro = CHM_MIN(CHM_MAX(rows / c->seq_len, 1), t->batch.streams);
 }
 
-static int allocate(chm_trainer *t) {
+int chm_train_allocate(chm_trainer *t) {
     const chm_model *m = t->model;
     const int64_t rows = t->micro * t->batch.rows;
-    int status = chm_model_allocate(t->model);
+    int status = t->config->mezo.samples > 0 ? chm_model_allocate_forward(t->model) : chm_model_allocate(t->model);
+    if (status == CHM_OK) status = chm_optimiser_allocate(t);
     if (status != CHM_OK) return status;
-    for (int i = 0; i < m->params; i++) {
-        if (m->param[i]->grad) t->pieces += (m->param[i]->count + CHM_PIECE - 1) / CHM_PIECE;
-        t->floats += (m->param[i]->count + 15) / 16 * 16;
-    }
-    t->piece = chm_alloc((size_t)t->pieces * sizeof *t->piece);
-    t->partial = chm_alloc((size_t)t->pieces * sizeof *t->partial);
-    t->m = chm_alloc_aligned((size_t)t->floats * sizeof *t->m);
-    t->v = chm_alloc_aligned((size_t)t->floats * sizeof *t->v);
     t->parent = chm_alloc((size_t)rows * sizeof *t->parent);
     t->id = chm_alloc((size_t)rows * sizeof *t->id);
     t->target = chm_alloc((size_t)rows * sizeof *t->target);
     t->position = chm_alloc((size_t)rows * sizeof *t->position);
     t->pick = chm_alloc((size_t)t->batch.streams * sizeof *t->pick);
     t->depth = chm_alloc((size_t)t->batch.streams * sizeof *t->depth);
-    if (t->piece == NULL || t->partial == NULL || t->m == NULL || t->v == NULL || t->parent == NULL || t->id == NULL ||
-        t->target == NULL || t->position == NULL || t->pick == NULL || t->depth == NULL)
+    if (t->parent == NULL || t->id == NULL || t->target == NULL || t->position == NULL || t->pick == NULL ||
+        t->depth == NULL)
         return CHM_E_MEMORY;
-    int64_t n = 0, offset = 0;
-    for (int i = 0; i < m->params; i++) {
-        chm_param *p = m->param[i];
-        for (int64_t first = 0; p->grad && first < p->count; first += CHM_PIECE)
-            t->piece[n++] = (chm_piece){p, first, CHM_MIN(p->count - first, CHM_PIECE), offset + first};
-        offset += (p->count + 15) / 16 * 16;
-    }
     if (t->batch.carry > 1) {
         t->stream = chm_alloc((size_t)t->batch.streams * sizeof *t->stream);
         t->slot = chm_alloc((size_t)t->micro * sizeof *t->slot);
@@ -126,8 +114,60 @@ static int allocate(chm_trainer *t) {
     t->training_kernels = chm_kernels_training(t->runtime);
     if (t->exact_kernels == NULL || t->training_kernels == NULL) return CHM_E_MEMORY;
     status = chm_context_create(t->kernels, t->pool, &m->layout, (float)m->config->norm_eps, &t->context);
-    if (status == CHM_OK) chm_train_watch(t);
+    if (status != CHM_OK) return status;
+    /* without a way back there is nothing to compute again, and forgetting is free */
+    chm_context_recompute(t->context, t->config->gradient_checkpointing || t->mezo != NULL);
+    chm_train_watch(t);
+    return CHM_OK;
+}
+
+/* ---- the data ---- */
+
+/* The files that are read, before anything else is done with them. */
+static int find_data(chm_trainer *t) {
+    const chm_train_options *o = t->options;
+    if (o->validation_count > 0 && t->config->holdout > 0)
+        return chm_fail(CHM_E_CONFIG,
+                        "a text to validate on is named, and training.holdout = %g takes one from the data: give one "
+                        "of them (--set training.holdout=0)",
+                        t->config->holdout);
+    t->validates = o->validation_count > 0 || t->config->holdout > 0;
+    int status = chm_sources_find(&t->data, o->data, o->data_count, o->out);
+    if (status == CHM_OK && o->validation_count > 0)
+        status = chm_sources_find(&t->validation, o->validation, o->validation_count, o->out);
+    for (uint32_t i = 0; i < t->validation.count && status == CHM_OK; i++) {
+        chm_contents in = {0};
+        status = chm_contents_open(&in, t->validation.path[i], false);
+        chm_contents_close(&in);
+    }
     return status;
+}
+
+static void say(void *user, const char *sentence) { chm_train_message(user, "%s", sentence); }
+
+static int lock_directory(chm_trainer *t);
+
+static int load_data(chm_trainer *t) {
+    const chm_train_options *o = t->options;
+    const chm_corpus_request request = {
+        .files = (const char *const *)t->data.path,
+        .count = t->data.count,
+        .tokenizer = t->tokenizer.ops,
+        .tokenizer_self = t->tokenizer.self,
+        .tokenizer_hash = t->tokenizer.hash,
+        .rules = chm_corpus_rules_of(t->config, CHM_PART_KEPT),
+        .directory = o->shards != NULL ? o->shards
+                     : o->dry_run      ? NULL
+                                       : o->out,
+        .always = o->shards != NULL,
+        .say = say,
+        .user = t,
+        .stop = o->stop,
+    };
+    int status = chm_corpus_survey(&t->corpus, &request);
+    /* a file of tokens in the run directory is written by whoever holds that */
+    if (status == CHM_OK && o->shards == NULL && chm_corpus_is_kept(&t->corpus, &request)) status = lock_directory(t);
+    return status == CHM_OK ? chm_corpus_load(&t->corpus, &request) : status;
 }
 
 /* ---- the run directory ---- */
@@ -161,8 +201,8 @@ static int check_replaced(const chm_trainer *t) {
         const char *const *path;
         uint32_t count;
     } read[] = {{&o->card, 1},
-                {o->data, o->data_count},
-                {o->validation, o->validation_count},
+                {(const char *const *)t->data.path, t->data.count},
+                {(const char *const *)t->validation.path, t->validation.count},
                 {o->overlay ? o->overlay->ini : NULL, o->overlay ? o->overlay->ini_count : 0}};
     for (size_t k = 0; k < CHM_ARRAY_COUNT(read); k++)
         for (uint32_t i = 0; i < read[k].count; i++)
@@ -206,6 +246,17 @@ static void remove_unfinished(const chm_trainer *t) {
     const char *const path[] = {t->checkpoint_path, t->model_path, t->card_path, t->tokenizer_path};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++)
         if (path[i] != NULL) chm_writer_clear(path[i], true);
+    /* files of tokens go by the hash of their data, which may be other data now */
+    DIR *directory = opendir(t->options->out);
+    struct dirent *entry;
+    while (directory != NULL && (entry = readdir(directory)) != NULL) {
+        const char *name = entry->d_name, *dot = strstr(name, ".tokens.tmp-");
+        if (dot == NULL || strncmp(name, "corpus-", 7) != 0) continue;
+        char *whole = chm_format("%s/%.*s.tokens", t->options->out, (int)(dot - name), name);
+        if (whole != NULL) chm_writer_clear(whole, true);
+        chm_free(whole);
+    }
+    if (directory != NULL) closedir(directory);
 }
 
 static int lock_directory(chm_trainer *t) {
@@ -250,16 +301,18 @@ static int write_card(const chm_trainer *t) {
 /* ---- validation and saving ---- */
 
 static int validate(chm_trainer *t, int64_t limit, chm_score *score) {
+    const chm_sources *held = t->config->holdout > 0 ? &t->data : &t->validation;
     const chm_score_request request = {
         .model = t->model,
         .kernels = t->kernels,
         .pool = t->pool,
         .tokenizer = t->tokenizer.ops,
         .tokenizer_self = t->tokenizer.self,
-        .files = t->options->validation,
-        .count = t->options->validation_count,
+        .files = (const char *const *)held->path,
+        .count = held->count,
         .limit_bytes = limit,
-        .rules = chm_corpus_rules_of(t->config),
+        .expected_bytes = t->corpus.held_bytes,
+        .rules = chm_corpus_rules_of(t->config, t->config->holdout > 0 ? CHM_PART_HELD : CHM_PART_ALL),
         .stop = t->options->stop,
     };
     int status = chm_model_quantise(t->model, t->kernels, t->pool);
@@ -339,7 +392,7 @@ static int begin(chm_trainer *t) {
     int status;
     if ((status = chm_model_randomise(t->model, t->config->seed)) != CHM_OK) return status;
     chm_score first = {0};
-    if (o->validation_count > 0) {
+    if (t->validates) {
         const double begun = chm_now();
         if ((status = validate(t, o->dry_run ? FIRST_VALIDATION / 16 : FIRST_VALIDATION, &first)) != CHM_OK)
             return status != CHM_E_INTERRUPTED
@@ -388,7 +441,7 @@ static int begin(chm_trainer *t) {
     if ((status = write_card(t)) != CHM_OK) return status;
     if ((status = chm_train_log_open(t, false)) != CHM_OK) return status;
     if (t->run.settled && (status = chm_train_log_budget(t)) != CHM_OK) return status;
-    if (o->validation_count > 0 && (status = chm_train_log_validation(t, &first)) != CHM_OK) return status;
+    if (t->validates && (status = chm_train_log_validation(t, &first)) != CHM_OK) return status;
     /* the budget is on disk before the first step */
     return chm_train_checkpoint_save(t);
 }
@@ -472,7 +525,7 @@ static bool diverged(const chm_trainer *t) {
 
 static int finish(chm_trainer *t, chm_train_result *result) {
     int status;
-    if (t->options->validation_count > 0) {
+    if (t->validates) {
         chm_score score;
         status = validate(t, 0, &score);
         if (status == CHM_E_INTERRUPTED)
@@ -495,17 +548,14 @@ static int finish(chm_trainer *t, chm_train_result *result) {
         (long long)t->run.skipped, (long long)t->run.step, loss, t->model_path, t->config->lr, t->config->grad_clip);
 }
 
-static void release(chm_trainer *t) {
+void chm_train_release(chm_trainer *t) {
     if (t->log != NULL) fclose(t->log);
     if (t->lock >= 0) close(t->lock); /* and with it the lock */
     for (int64_t s = 0; t->stream != NULL && s < t->batch.streams; s++)
         if (t->stream[s].blob != NULL) chm_stream_finish(&t->stream[s]);
     chm_free(t->stream);
     chm_free(t->slot);
-    chm_free(t->piece);
-    chm_free(t->partial);
-    chm_free(t->m);
-    chm_free(t->v);
+    chm_optimiser_finish(t);
     chm_free(t->parent);
     chm_free(t->id);
     chm_free(t->target);
@@ -514,6 +564,8 @@ static void release(chm_trainer *t) {
     chm_free(t->depth);
     chm_context_destroy(t->context);
     chm_corpus_finish(&t->corpus);
+    chm_sources_finish(&t->data);
+    chm_sources_finish(&t->validation);
     chm_tokenizer_close(&t->tokenizer);
     chm_model_destroy(t->model);
     chm_string_finish(&t->metrics);
@@ -530,7 +582,6 @@ static void release(chm_trainer *t) {
 
 int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result) {
     chm_train_result unwanted = {.size = sizeof unwanted};
-    chm_text text = {.fd = -1};
     bool resume = false;
     int status = check_options(options, result);
     if (status != CHM_OK) return status;
@@ -546,33 +597,26 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
     *result = (chm_train_result){.size = sizeof *result, .loss = NAN, .validation_bits_per_byte = NAN};
     if ((status = load_card(&t)) != CHM_OK) goto out;
     plan_batches(&t);
+    if ((status = find_data(&t)) != CHM_OK) goto out;
     if (!options->dry_run) {
         if ((status = name_files(&t)) != CHM_OK) goto out;
         if ((status = check_directory(&t, &resume)) != CHM_OK) goto out;
     }
-    for (uint32_t i = 0; i < options->validation_count; i++) {
-        status = chm_text_open(&text, options->validation[i], t.tokenizer.ops, t.tokenizer.self, 0);
-        if (status != CHM_OK) goto out;
-        chm_text_close(&text);
-    }
     if ((status = chm_train_check_memory(&t)) != CHM_OK) goto out;
-    const chm_corpus_rules rules = chm_corpus_rules_of(t.config);
-    status =
-        chm_corpus_load(&t.corpus, options->data, options->data_count, t.tokenizer.plugin, t.tokenizer.self, &rules);
-    if (status != CHM_OK) goto out;
+    if ((status = load_data(&t)) != CHM_OK) goto out;
     const int64_t run_tokens = t.batch.rows * t.batch.carry;
-    if (rules.lines && rules.answers_only && t.corpus.longest > run_tokens) {
+    if (t.config->line_documents && t.config->answers_only && t.corpus.longest > run_tokens) {
         /* its answers would be asked for without its beginning */
         status =
             chm_fail(CHM_E_DATA,
                      "%s: a line makes %lld tokens, and answers need all of it within seq_len x carry_segments = "
                      "%lld: set training.phases.pretrain.seq_len=%lld",
-                     options->data[0], (long long)t.corpus.longest, (long long)run_tokens, (long long)t.corpus.longest);
+                     t.data.path[0], (long long)t.corpus.longest, (long long)run_tokens, (long long)t.corpus.longest);
         goto out;
     }
-    if ((status = allocate(&t)) != CHM_OK) goto out;
+    if ((status = chm_train_allocate(&t)) != CHM_OK) goto out;
     if (!options->dry_run) {
-        if ((status = lock_directory(&t)) != CHM_OK) goto out;
+        if (t.lock < 0 && (status = lock_directory(&t)) != CHM_OK) goto out;
         /* once more, now that nobody else can be at it */
         if ((status = check_directory(&t, &resume)) != CHM_OK) goto out;
         snprintf(result->model, sizeof result->model, "%s", t.model_path);
@@ -594,7 +638,6 @@ int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result
     result->loss = t.run.reported_loss;
     result->seconds = chm_train_seconds(&t);
 out:
-    chm_text_close(&text);
-    release(&t);
+    chm_train_release(&t);
     return status;
 }

@@ -9,11 +9,16 @@
 
 enum { CHM_PIECE = 1 << 14, CHM_MOST_SKIPPED = 50 };
 
+/* What the optimiser keeps of one parameter: arrays of as many floats; NULL: fewer of them. */
+typedef struct chm_param_state {
+    float *array[CHM_OPTIMISER_ARRAYS];
+} chm_param_state;
+
 /* Floats of one parameter that are reduced and updated as one: fixed, so that no sum depends on the threads. */
 typedef struct chm_piece {
     chm_param *param;
+    int number; /* of the parameter in the model */
     int64_t first, count;
-    int64_t offset; /* in m and v */
 } chm_piece;
 
 /* What a checkpoint keeps besides tensors. */
@@ -38,12 +43,15 @@ typedef struct chm_run_state {
     } shown; /* of what layers showed since the last report */
 #undef SUM
     double gradient_norm; /* of the last step that had one */
+    double frozen;        /* share of the ternary weights that the last step left alone because they are near 0 */
     double reported_loss; /* nats per token of the last report; NaN: none yet */
     double seconds;       /* wall time of all sessions up to this checkpoint */
     double rate;          /* tokens per second of the calibration */
     double budget;        /* in seconds, over all sessions; 0: the run is of a number of tokens */
     double closing;       /* seconds that the last validation and checkpoint take */
 } chm_run_state;
+
+typedef struct chm_mezo chm_mezo; /* mezo.c */
 
 typedef struct chm_trainer {
     chm_runtime *runtime;
@@ -53,6 +61,8 @@ typedef struct chm_trainer {
     chm_model *model;
     const chm_train_config *config;
     chm_tokenizer tokenizer;
+    chm_sources data, validation; /* of a holdout the latter are the former */
+    bool validates;
     chm_corpus corpus;
     chm_context *context;
     chm_batch batch;
@@ -62,9 +72,18 @@ typedef struct chm_trainer {
     uint64_t card_hash;
 
     chm_piece *piece;
-    int64_t pieces, floats;
-    double *partial; /* [pieces] */
-    float *m, *v;    /* [floats], every parameter padded to 16 */
+    int64_t pieces;
+    double *partial;        /* [pieces] */
+    chm_param_state *state; /* [model->params], in state_storage */
+    float *state_storage;
+    /* of the card's optimiser plugin: */
+    const struct chm_optimiser_ops *optimiser; /* NULL: AdamW or MeZO */
+    void *optimiser_self;
+    struct chm_optimiser_param *told; /* [model->params] */
+    float **scratch;                  /* [threads]; NULL: none is needed */
+    chm_arena arena;                  /* all three, and the texts in them */
+    chm_mezo *mezo;                   /* NULL: another optimiser */
+    bool peek;                        /* passes leave their streams where they were */
 
     chm_stream_state *stream; /* [batch.streams]; NULL when no state is carried */
     chm_stream_state **slot;  /* [micro], those of a pass */
@@ -119,18 +138,53 @@ int chm_train_checkpoint_load(chm_trainer *t);
 void chm_train_plan(chm_trainer *t, int64_t step);
 /* How many from the first-th of t->pick on make one pass. */
 int64_t chm_train_group(const chm_trainer *t, int64_t first);
-/* Forward and backward over the segments of streams t->pick[first .. first+count), all of one depth; gradients
- * accumulate. */
+/* Forward over the segments of streams t->pick[first .. first+count), all of one depth, and backward where the
+ * optimiser has gradients, which accumulate. */
 int chm_train_micro(chm_trainer *t, int64_t step, int64_t first, int64_t count, int64_t rows, float scale, double *loss,
                     int64_t *targets);
 /* Adds up what diagnostics.metrics asks for of the values that layers show. */
 void chm_train_watch(chm_trainer *t);
-double chm_train_norm(chm_trainer *t);    /* of the gradient, over all parameters */
 void chm_train_clear(chm_trainer *t);     /* gradients and tallies to zero */
 void chm_train_clear_all(chm_trainer *t); /* and the optimiser, and the streams */
-/* AdamW with the gradient times gscale; clears the gradient. rehearse: everything but the weights. */
-void chm_train_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse);
 int chm_train_step(chm_trainer *t, double *lr);
+
+/* ---- optimiser.c ---- */
+/* Makes the card's optimiser ready to be asked; chm_optimiser_finish() in any case. */
+int chm_optimiser_open(chm_trainer *t);
+/* Pieces, state and scratch; the model has its storage. */
+int chm_optimiser_allocate(chm_trainer *t);
+void chm_optimiser_finish(chm_trainer *t);
+uint64_t chm_optimiser_bytes(const chm_trainer *t); /* of state and scratch, also before they are allocated */
+/* How many arrays are kept of a parameter, and the k-th one's name in files. */
+int chm_optimiser_arrays(const chm_trainer *t, int param);
+const char *chm_optimiser_array_name(const chm_trainer *t, int param, int k);
+void chm_optimiser_clear(chm_trainer *t);  /* its state to zero */
+double chm_optimiser_norm(chm_trainer *t); /* of the gradient, over all parameters */
+void chm_optimiser_mask(chm_trainer *t);   /* training.deep_zero_mask, on the gradient */
+/* What a step does once its gradient is there, which is multiplied by gscale; clears it. applied: from 1. rehearse:
+ * everything but the weights. */
+void chm_optimiser_update(chm_trainer *t, float gscale, double lr, double weight_decay, int64_t applied, bool rehearse);
+
+/* ---- mezo.c: another kind of step ---- */
+int chm_mezo_allocate(chm_trainer *t); /* after chm_optimiser_allocate */
+uint64_t chm_mezo_bytes(const chm_trainer *t);
+void chm_mezo_finish(chm_trainer *t);
+/* All passes of a step: the loss summed over its targets, their number, and the derivative of the mean loss along the
+ * directions, its root mean square. The weights then stand where the last pass had them; chm_mezo_update() leads on
+ * from there, and chm_mezo_undo() back. */
+int chm_mezo_passes(chm_trainer *t, int64_t targets, double *loss, int64_t *counted, double *norm);
+void chm_mezo_update(chm_trainer *t, double gscale, double lr, double weight_decay);
+void chm_mezo_undo(chm_trainer *t);
+/* Of a sample of the last step: numbers first .. first + n of a parameter's direction, and half the difference of the
+ * two mean losses. */
+void chm_mezo_direction(const chm_trainer *t, int64_t sample, const chm_param *p, int64_t first, int64_t n, float *z);
+double chm_mezo_slope(const chm_trainer *t, int64_t sample);
+void chm_mezo_rehearse(chm_trainer *t); /* the work of a step besides its passes and quantisations, without a trace */
+
+/* ---- train.c ---- */
+/* Everything that a run keeps in memory besides its corpus, of a card that was loaded; chm_train_release(). */
+int chm_train_allocate(chm_trainer *t);
+void chm_train_release(chm_trainer *t);
 
 /* ---- forecast.c ---- */
 /* Refuses when what is known to be needed is not there; before anything large is allocated. */

@@ -131,11 +131,13 @@ typedef struct chm_train_options {
     uint32_t data_count, validation_count;
     const char *card;
     const chm_overlay *overlay;
-    const char *const *data;       /* files, each a document */
-    const char *const *validation; /* held-out files; none: no validation */
-    const char *out;               /* run directory: model.b158, checkpoint, log.jsonl, card.json */
-    double seconds;                /* wall budget, calibrated and frozen into tokens; 0: none */
-    int64_t tokens;                /* 0: the card's */
+    const char *const *data; /* files, directories and patterns (docs/reference.md) */
+    const char *const
+        *validation;    /* the same, to score; none: the card's training.holdout of the data, if that is set */
+    const char *out;    /* run directory: model.b158, checkpoint, log.jsonl, card.json */
+    const char *shards; /* directory that keeps the data as tokens; NULL: the run directory, if they are many */
+    double seconds;     /* wall budget, calibrated and frozen into tokens; 0: none */
+    int64_t tokens;     /* 0: the card's */
     bool resume;
     bool dry_run;              /* forecast only */
     double checkpoint_seconds; /* interval; 0: 60 */
@@ -153,6 +155,58 @@ typedef struct chm_train_result {
 /* CHM_E_INTERRUPTED when stopped by `stop` with everything saved. */
 CHM_PUBLIC int chm_train(chm_runtime *r, const chm_train_options *options, chm_train_result *result);
 
+/* ---- studies: variants of a card against each other ----------------------------------------------------------------
+ */
+
+typedef enum chm_cell_state {
+    CHM_CELL_WAITING,
+    CHM_CELL_RUNNING,
+    CHM_CELL_FINISHED,
+    CHM_CELL_DIVERGED, /* it ran to an end that is no model: counted, not dropped */
+    CHM_CELL_FAILED,   /* it could not run; the next call tries again */
+} chm_cell_state;
+typedef struct chm_ablate_cell_progress {
+    const char *name; /* its run directory is DIR/cells/NAME */
+    chm_cell_state state;
+    int64_t tokens, total_tokens; /* total 0: not known yet */
+    double bits_per_byte;         /* of training, lately; of a finished cell: of the first text it is scored on */
+    double tokens_per_second;
+} chm_ablate_cell_progress;
+typedef struct chm_ablate_progress {
+    uint32_t size;
+    int32_t cells, changed; /* changed: the cell that began or ended; -1: time passed */
+    const chm_ablate_cell_progress *cell;
+    double seconds;
+    const char *message; /* a line instead, or NULL */
+} chm_ablate_progress;
+typedef struct chm_ablate_options {
+    uint32_t size;
+    uint32_t data_count, validation_count, set_count, command_count;
+    const char *study; /* an ini file (docs/reference.md), or the directory of a study that was begun */
+    const char *out;   /* directory of the study; NULL: run/NAME of NAME.ini */
+    const char *const *data, *const *validation; /* in place of the study's */
+    const char *const *set;                      /* "key=value" of [study]; a budget takes the place of another */
+    /* the words that run one cell when DIR, --cell, N, --threads and T are put behind them */
+    const char *const *command;
+    bool dry_run; /* check everything and show the cells */
+    bool slurm;   /* write DIR/slurm.sh, a job array, and run nothing */
+    void (*progress)(void *user, const chm_ablate_progress *p);
+    void *user;
+    const volatile int *stop; /* becomes non-zero to stop all cells with their checkpoints saved; or NULL */
+} chm_ablate_options;
+/* Checks the study and everything in it, runs its cells as processes, as many at once as the runtime has threads,
+ * and reports: DIR/results.csv, report.md and report.html; `out` gets the comparison. Finished cells are never run
+ * again, and unfinished ones go on from their checkpoints. CHM_E_VERDICT: cells failed. */
+CHM_PUBLIC int chm_ablate(chm_runtime *r, const chm_ablate_options *options, chm_output format, FILE *out);
+/* One cell of a study that was begun, in this process. */
+CHM_PUBLIC int chm_ablate_cell(chm_runtime *r, const char *directory, int64_t cell,
+                               void (*progress)(void *user, const chm_progress *p), void *user,
+                               const volatile int *stop);
+/* The reports of a study, finished or not, from what its cells left on disk. */
+CHM_PUBLIC int chm_report(const char *directory, chm_output format, FILE *out);
+/* The commit this library was built from, "-dirty" behind it where files were changed; "unknown" outside of git. */
+CHM_PUBLIC const char *chm_commit(void);
+
 /* ---- models --------------------------------------------------------------------------------------------------------
  */
 
@@ -167,7 +221,9 @@ typedef struct chm_convert_options {
     bool lossy;           /* take what does not fit as near as it goes, instead of refusing it by name */
     const char *encoding; /* of ternary codes in a .b158: "t2", "t5", "sherry"; NULL: as they are (new ones: t5) */
     const char *card;     /* the card that says what the tensors of a plain file are; NULL: the file says it */
-    const chm_overlay *overlay; /* over that card */
+    /* over that card, or over the one in a .b158: all but how its weights were trained (quantization), of which
+     * hgf_correction may be turned off */
+    const chm_overlay *overlay;
     /* how another's checkpoint has its ternary matrices: "autobitlinear", "bitlinear" (packed; weight_scale multiplies,
      * divides), "absmean" (master weights); NULL: it is none */
     const char *import;
@@ -180,6 +236,7 @@ typedef struct chm_convert_result {
     int32_t quantised;             /* parameters that were not on the grid of their form */
     int32_t rescaled;              /* whose stored scales did not fit: others were found, for the same weights */
     double rms_error;              /* of the weights of those quantised, relative to the rms of these */
+    int32_t left_out;              /* parameters of corrections that the overrides turned off */
 } chm_convert_result;
 /* `in` is a .b158 or any other safetensors file, `out` is called .b158 or .safetensors: plain F32 tensors, by the names
  * of the parameters, with the scales of ternary and int8 ones beside them so that all comes back to the byte. Between
@@ -268,8 +325,9 @@ CHM_PUBLIC int chm_generate(chm_stream *s, const void *prompt, size_t bytes, int
 typedef struct chm_eval_options {
     uint32_t size;
     uint32_t data_count;
-    const char *const *data; /* files, each a document read from a fresh state */
+    const char *const *data; /* files, directories and patterns; each document is read from a fresh state */
     const char *logits;      /* path: raw f32 [tokens, vocab] of every prediction; NULL: none */
+    bool holdout;            /* only the documents that the card's training.holdout keeps from training */
     int64_t split;           /* rows per pass, 1..; 0: the default. The result does not depend on it */
     int64_t limit_bytes;     /* 0: everything */
     void (*progress)(void *user, int64_t done, int64_t total);

@@ -485,6 +485,53 @@ struct chm_tokenizer_ops {
     void *reserved_ops[4];
 };
 
+/* ---- Optimisers ----------------------------------------------------------------------------------------------------
+ */
+
+enum { CHM_OPTIMISER_ARRAYS = 4 };
+
+/* What an optimiser is told of a parameter. */
+struct chm_optimiser_param {
+    uint32_t size;
+    int32_t role;     /* enum chm_role, never CHM_ROLE_OWN */
+    const char *name; /* "layers.3.mixer.q" */
+    int64_t out, in;  /* of a matrix, row-major; of a vector its length and 1 */
+    int32_t rank;
+    bool decay; /* weight decay is meant for it */
+};
+
+/* One step on numbers first .. first + count of one parameter. */
+struct chm_optimiser_step {
+    uint32_t size, reserved;
+    const struct chm_optimiser_param *param;
+    int64_t first, count;
+    float *value;    /* [count], to be changed */
+    float *gradient; /* [count], to be multiplied by gradient_scale; may be used as scratch */
+    float
+        *state[CHM_OPTIMISER_ARRAYS]; /* [count] each, as many as `arrays` said, zeros at first: the host keeps them */
+    float *scratch;                   /* as many as `scratch` said */
+    double gradient_scale;            /* of the clip: at most 1 */
+    double lr, weight_decay;          /* of this step; 0 decay where it is not meant for the parameter */
+    int64_t step;                     /* steps that moved weights, this one included: from 1 */
+    const struct chm_kernels *kernels;
+    void *reserved_members[4];
+};
+
+/* Moves weights by their gradients. What it does may depend on its options and on what it is handed and on nothing
+ * else: runs are resumed, and their bytes do not depend on threads. It is called from several threads at once. */
+struct chm_optimiser_ops {
+    uint32_t size;
+    bool whole; /* steps get whole parameters; else pieces of a few thousand numbers */
+    /* may be NULL: whether this parameter is moved by it; the others are AdamW's */
+    bool (*takes)(const void *self, const struct chm_optimiser_param *p);
+    /* mandatory: arrays of floats that are kept of a parameter, 0..CHM_OPTIMISER_ARRAYS */
+    int (*arrays)(const void *self, const struct chm_optimiser_param *p);
+    /* may be NULL: floats of scratch for one step on a parameter */
+    size_t (*scratch)(const void *self, const struct chm_optimiser_param *p);
+    void (*step)(const void *self, const struct chm_optimiser_step *s); /* mandatory */
+    void *reserved_ops[4];
+};
+
 /* ---- Descriptor ----------------------------------------------------------------------------------------------------
  */
 

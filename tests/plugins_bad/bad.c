@@ -86,6 +86,15 @@ static const struct chm_tokenizer_ops ops = {.size = OPS_SIZE,
                                              .end_of_text = UNLESS(3, size),
                                              .encode = UNLESS(4, encode),
                                              .decode = UNLESS(5, decode)};
+#elif defined(OPTIMISER)
+static int arrays(const void *self, const struct chm_optimiser_param *p) {
+    (void)self, (void)p;
+    return 0;
+}
+static void step(const void *self, const struct chm_optimiser_step *s) { (void)self, (void)s; }
+/* OPTIMISER is the number of the member to leave out. */
+#define UNLESS(n, f) (OPTIMISER == (n) ? NULL : (f))
+static const struct chm_optimiser_ops ops = {.size = OPS_SIZE, .arrays = UNLESS(1, arrays), .step = UNLESS(2, step)};
 #else
 static int declare(void *self, chm_declare *d, const chm_layer_info *info) {
     (void)self, (void)d, (void)info;
