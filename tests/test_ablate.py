@@ -197,7 +197,7 @@ def quiet(directory):
 
 def command_line(pid):
     try:
-        with open(f"/proc/{pid}/cmdline") as f:
+        with open(f"/proc/{pid}/cmdline", errors="replace") as f:
             return f.read()
     except OSError:
         return ""

@@ -843,19 +843,8 @@ static void damaged_files(void **state) {
     }
 }
 
-/* One byte of a model of every kind of layer changed at a time, in the file itself: always found by a check of every
- * byte, in header and scales by opening it, and elsewhere what opens runs. */
-static void changed_byte_of_a_model(void **state) {
-    (void)state;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-    const uint64_t changes = full ? 10000 : 300;
-#else
-    const uint64_t changes = full ? 10000 : 1500;
-#endif
-    const char *root = getenv("CHM_SOURCE_ROOT"), *path = in_folder("nano.b158");
-    char card[512];
-    snprintf(card, sizeof card, "%s/etc/chimera-nano.json", root ? root : "..");
-    must(chm_init_model(runtime, card, &bare, 5, path));
+/* One byte of `path`, which is the model or its experts, changed at a time, in the file itself. */
+static void change_bytes_of(const char *model, const char *path, uint64_t changes) {
     const struct chm_card_options options = {.registry = &runtime->registry};
     size_t bytes;
     char *good = slurp(path, &bytes);
@@ -881,7 +870,7 @@ static void changed_byte_of_a_model(void **state) {
         const char now = (char)(good[at] + (char)(1 + draw(24, run, 255)));
         assert_int_equal(pwrite(fd, &now, 1, (off_t)at), 1);
         chm_model *m = NULL;
-        int status = chm_model_open(path, &runtime->registry, &options, false, &m);
+        int status = chm_model_open(model, &runtime->registry, &options, false, &m);
         if (status == CHM_OK ? header || scales : status != CHM_E_DATA)
             fail_msg("byte %zu changed: status %d: %s", at, status, chm_error());
         if (status != CHM_OK) said_well("a changed byte");
@@ -889,21 +878,37 @@ static void changed_byte_of_a_model(void **state) {
         in_header += header;
         in_scales += scales;
         chm_model_destroy(m);
-        if (status == CHM_OK && run % 16 == 2) status = use_model(path);
+        if (status == CHM_OK && run % 16 == 2) status = use_model(model);
         if (status != CHM_OK && status != CHM_E_DATA) fail_msg("byte %zu changed and run: %s", at, chm_error());
-        status = chm_model_open(path, &runtime->registry, &options, true, &m);
+        status = chm_model_open(model, &runtime->registry, &options, true, &m);
         if (status != CHM_E_DATA) fail_msg("byte %zu changed and verified: status %d", at, status);
         assert_int_equal(pwrite(fd, &good[at], 1, (off_t)at), 1);
     }
-    print_message("nano: %ld of %" PRIu64
-                  " changed bytes refused on opening (%ld in the header, %ld in scales), all by "
+    print_message("%s: %ld of %" PRIu64 " changed bytes refused on opening (%ld in the header, %ld in scales), all by "
                   "--verify\n",
-                  refused_open, changes, in_header, in_scales);
+                  strrchr(path, '/') + 1, refused_open, changes, in_header, in_scales);
     assert_true(in_header > 0 && in_scales > 0 && refused_open < (long)changes);
-    must(use_model(path));
+    must(use_model(model));
     assert_int_equal(close(fd), 0);
     chm_safetensors_destroy(file);
     chm_free(good);
+}
+
+/* Of a model of every kind of layer: always found by a check of every byte, in header and scales by opening it, and
+ * elsewhere what opens runs. */
+static void changed_byte_of_a_model(void **state) {
+    (void)state;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+    const uint64_t changes = full ? 10000 : 300;
+#else
+    const uint64_t changes = full ? 10000 : 1500;
+#endif
+    const char *root = getenv("CHM_SOURCE_ROOT"), *model = in_folder("nano.b158");
+    char card[512];
+    snprintf(card, sizeof card, "%s/etc/chimera-nano.json", root ? root : "..");
+    must(chm_init_model(runtime, card, &bare, 5, model));
+    change_bytes_of(model, model, changes);
+    change_bytes_of(model, in_folder("nano_experts.b158"), changes / 5);
 }
 
 /* Text that becomes shorter while it is read. */
@@ -970,12 +975,16 @@ static void what_a_killed_run_left(void **state) {
     write_file(in_folder("run/model.b158.tmp-4"), "x", 1);
     write_file(in_folder("run/model.b158.tmp-mine"), "x", 1);
     write_file(in_folder("run/notes.tmp-5"), "x", 1);
+    write_file(in_folder("run/corpus-0123456789abcdef.tokens.tmp-6"), "x", 1);
+    write_file(in_folder("run/corpus-0123456789abcdef.tokens"), "x", 1);
     must(run_resume(&got));
     assert_string_equal(got.text, expected.text);
     assert_false(exists(in_folder("run/checkpoint.safetensors.tmp-123")));
     assert_false(exists(in_folder("run/model.b158.tmp-4")));
     assert_true(exists(in_folder("run/model.b158.tmp-mine")));
     assert_true(exists(in_folder("run/notes.tmp-5")));
+    assert_false(exists(in_folder("run/corpus-0123456789abcdef.tokens.tmp-6")));
+    assert_true(exists(in_folder("run/corpus-0123456789abcdef.tokens")));
     chm_string_finish(&expected);
     chm_string_finish(&got);
 }

@@ -241,19 +241,20 @@ static int check_directory(const chm_trainer *t, bool *resume) {
     return status;
 }
 
-/* What a killed run was writing, tokens of whatever data too: nobody else is writing here, now that the directory is
- * locked. */
+/* What a killed run was writing: nobody else is writing here, now that the directory is locked. */
 static void remove_unfinished(const chm_trainer *t) {
     const char *const path[] = {t->checkpoint_path, t->model_path, t->card_path, t->tokenizer_path};
     for (size_t i = 0; i < CHM_ARRAY_COUNT(path); i++)
         if (path[i] != NULL) chm_writer_clear(path[i], true);
+    /* files of tokens go by the hash of their data, which may be other data now */
     DIR *directory = opendir(t->options->out);
     struct dirent *entry;
     while (directory != NULL && (entry = readdir(directory)) != NULL) {
         const char *name = entry->d_name, *dot = strstr(name, ".tokens.tmp-");
         if (dot == NULL || strncmp(name, "corpus-", 7) != 0) continue;
-        dot += strlen(".tokens.tmp-");
-        if (dot[strspn(dot, "0123456789")] == '\0') unlinkat(dirfd(directory), name, 0);
+        char *whole = chm_format("%s/%.*s.tokens", t->options->out, (int)(dot - name), name);
+        if (whole != NULL) chm_writer_clear(whole, true);
+        chm_free(whole);
     }
     if (directory != NULL) closedir(directory);
 }
