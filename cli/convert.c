@@ -67,8 +67,11 @@ static int score_masters(struct cli *c, const chm_convert_options *options) {
     const size_t bytes = strlen(c->arguments[1]) + sizeof(".before.b158");
     const char **set = malloc((given + more) * sizeof(*set));
     char *path = malloc(bytes);
-    int status = set && path ? CHM_OK : cli_fail(CHM_E_MEMORY, "convert: out of memory");
-    if (status != CHM_OK) goto out;
+    int status = CHM_OK;
+    if (!set || !path) {
+        status = cli_fail(CHM_E_MEMORY, "convert: out of memory");
+        goto out;
+    }
     snprintf(path, bytes, "%s.before.b158", c->arguments[1]);
     if (given > 0) memcpy(set, overlay.set, given * sizeof(*set));
     memcpy(set + given, as_they_are, sizeof(as_they_are));

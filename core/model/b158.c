@@ -521,12 +521,11 @@ static bool is_unused_correction(chm_param *const *param, int params, const char
 }
 
 /* Corrections that the card's overrides turn off are checked like all else, and not used. */
-static int leave_out(const char *path, const chm_safetensors *file, chm_param *const *param, int params, bool verify,
-                     bool *used, int64_t *total) {
+static int leave_out(const char *path, const chm_safetensors *file, chm_param *const *param, int params, int64_t group,
+                     bool verify, bool *used, int64_t *total) {
     for (int i = 0; i < file->metas; i++) {
         const char *key = file->meta_key[i];
         chm_param p = {0};
-        int64_t group = 0;
         if (!chm_b158_is_encoding(key) || !is_unused_correction(param, params, key + 9)) continue;
         int status = chm_b158_describe(path, file, i, &p, &group);
         if (!status) status = bind_param(path, file, &p, group, verify, used);
@@ -548,7 +547,7 @@ int chm_b158_bind(const char *name, const chm_safetensors *file, chm_param *cons
         if (status) goto out;
         total += param[i]->count; /* no more than the file has room for */
     }
-    if ((status = leave_out(name, file, param, params, verify, used, &total))) goto out;
+    if ((status = leave_out(name, file, param, params, group, verify, used, &total))) goto out;
     for (int i = 0; i < file->count; i++) {
         const chm_st_tensor *t = &file->tensor[i];
         if (used[i]) continue;

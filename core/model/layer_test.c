@@ -778,7 +778,7 @@ static void move(struct leaf *leaf, const float *along, double by) {
 
 /* What the sum gains between a step against the direction and one along it. */
 static int gain(struct differences *d, struct leaf *leaf, double step, double *out) {
-    double ahead, behind;
+    double ahead = 0, behind = 0;
     move(leaf, d->along, step);
     int status = evaluate(d, &ahead);
     if (status) return status;
@@ -849,7 +849,7 @@ static int compare_leaf(struct differences *d, int index, struct agreement *foun
     struct leaf *leaf = &d->leaf[index];
     const int64_t n = leaf->parts * leaf->size;
     const uint32_t stream = 100 + (uint32_t)index;
-    struct slope slope[DIRECTIONS];
+    struct slope slope[DIRECTIONS] = {{0}};
     *found = (struct agreement){0};
     for (int sweep = 0; sweep < 2; sweep++) {
         double wrong = 0, size = 0;
