@@ -478,7 +478,7 @@ int chm_b158_describe(const char *path, const chm_safetensors *file, int meta, c
         if (sound && *group && number != *group)
             return chm_fail(CHM_E_DATA, "%s: parameter '%s' has groups of %" PRId64 ", others of %" PRId64, path,
                             chm_quote(name).text, number, *group);
-        *group = number;
+        if (sound) *group = number;
     } else if (!strncmp(text, "i8", 2)) {
         p->format = CHM_FORMAT_INT8;
         sound = read_field(&at, ";out=", &p->out) && read_field(&at, ";in=", &p->in) &&
