@@ -831,11 +831,33 @@ static void runs(void **state) {
     assert_int_equal(access("none", F_OK), -1);
 }
 
+/* Names too short for an ending are read no further than they go. */
+static void which_names_are_objects(void **state) {
+    (void)state;
+    static const struct {
+        const char *path;
+        bool objects;
+    } name[] = {{"a.jsonl", true}, {"a.jsonl.zst", true},  {".jsonl", false}, {".zst", false}, {"abc.zst", false},
+                {"jsonl", false},  {"a.jsonl.txt", false}, {"a.txt", false},  {"", false}};
+    for (size_t i = 0; i < CHM_ARRAY_COUNT(name); i++) {
+        char *path = chm_strdup(name[i].path); /* by itself, so that a sanitizer sees what is beside it */
+        assert_int_equal(chm_contents_are_objects(path), name[i].objects);
+        chm_free(path);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(files),   cmocka_unit_test(packed), cmocka_unit_test(objects),
-        cmocka_unit_test(holdout), cmocka_unit_test(shards), cmocka_unit_test(damaged),
-        cmocka_unit_test(large),   cmocka_unit_test(memory), cmocka_unit_test(runs),
+        cmocka_unit_test(which_names_are_objects),
+        cmocka_unit_test(files),
+        cmocka_unit_test(packed),
+        cmocka_unit_test(objects),
+        cmocka_unit_test(holdout),
+        cmocka_unit_test(shards),
+        cmocka_unit_test(damaged),
+        cmocka_unit_test(large),
+        cmocka_unit_test(memory),
+        cmocka_unit_test(runs),
     };
     return cmocka_run_group_tests_name("data", tests, set_up, tear_down);
 }

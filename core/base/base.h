@@ -150,7 +150,8 @@ int chm_writer_open(chm_writer *w, const char *path);
 int chm_writer_write(chm_writer *w, const void *data, size_t bytes);
 int chm_writer_sync(chm_writer *w); /* all of it on disk, not yet under its name: commit will only rename */
 int chm_writer_commit(chm_writer *w);
-void chm_writer_abandon(chm_writer *w); /* fine after commit */
+void chm_writer_abandon(chm_writer *w);                               /* fine after commit */
+int chm_write_file(const char *path, const void *data, size_t bytes); /* all of it, through a chm_writer */
 /* Removes such files of processes that are gone; with `alone`, which says that nobody else can be writing PATH now, of
  * all. */
 void chm_writer_clear(const char *path, bool alone);

@@ -224,6 +224,16 @@ int chm_writer_commit(chm_writer *w) {
     return status;
 }
 
+int chm_write_file(const char *path, const void *data, size_t bytes) {
+    chm_writer w;
+    int status = chm_writer_open(&w, path);
+    if (status) return status;
+    status = chm_writer_write(&w, data, bytes);
+    if (!status) return chm_writer_commit(&w);
+    chm_writer_abandon(&w);
+    return status;
+}
+
 void chm_writer_abandon(chm_writer *w) {
     if (w->file) fclose(w->file);
     if (w->temporary) unlink(w->temporary);

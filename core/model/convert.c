@@ -146,12 +146,12 @@ static int read_ours(struct job *j) {
     if (!status) status = chm_experts_open(j->in, j->file, &j->experts);
     const chm_safetensors *second = j->experts.file;
     if (!status) status = make_room(j, j->file->metas + (second ? second->metas : 0), j->file->metas);
-    if (!status) status = take_ours(j, j->in, j->file, false);
-    if (!status && second) status = take_ours(j, j->experts.path, second, true);
     if (status) return status;
     j->card = chm_safetensors_meta(j->file, "card");
     keep_notes(j, j->file);
-    return is_overridden(j->options->overlay) ? read_overridden(j) : CHM_OK;
+    if (is_overridden(j->options->overlay)) return read_overridden(j);
+    status = take_ours(j, j->in, j->file, false);
+    return !status && second ? take_ours(j, j->experts.path, second, true) : status;
 }
 
 /* A name of tensors that linear layers have: "...q_proj.weight", and not the table or its way back. */

@@ -220,14 +220,10 @@ int chm_stream_load(chm_runtime *r, chm_model *m, const char *path, chm_stream *
 
 int chm_stream_copy_file(const char *from, const char *to) {
     struct stream_file f;
-    chm_writer w = {0};
     int status = open_file(&f, from);
     if (!status && chm_same_file(from, to))
         status = chm_fail(CHM_E_CONFIG, "%s: the copy would replace the stream itself; give it another name", to);
-    if (!status) status = chm_writer_open(&w, to);
-    if (!status) status = chm_writer_write(&w, f.map.data, f.map.size);
-    if (!status) status = chm_writer_commit(&w);
-    chm_writer_abandon(&w);
+    if (!status) status = chm_write_file(to, f.map.data, f.map.size);
     close_file(&f);
     return status;
 }

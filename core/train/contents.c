@@ -19,6 +19,12 @@ static bool ends_with(const char *path, size_t n, const char *ending) {
     return n > m && strncmp(path + n - m, ending, m) == 0;
 }
 
+static bool is_packed(const char *path) { return ends_with(path, strlen(path), ".zst"); }
+
+bool chm_contents_are_objects(const char *path) {
+    return ends_with(path, strlen(path) - (is_packed(path) ? strlen(".zst") : 0), ".jsonl");
+}
+
 static int open_packed(chm_contents *in) {
 #ifdef CHM_HAVE_ZSTD
     in->block = chm_alloc(BLOCK);
@@ -44,10 +50,8 @@ int chm_contents_open(chm_contents *in, const char *path, bool hashed) {
         in->path = NULL;
         return chm_fail_system("%s: cannot open", path);
     }
-    size_t n = strlen(path);
-    const bool packed = ends_with(path, n, ".zst");
-    if (packed) n -= 4;
-    in->objects = ends_with(path, n, ".jsonl");
+    const bool packed = is_packed(path);
+    in->objects = chm_contents_are_objects(path);
     if (fstat(in->fd, &st) != 0)
         status = chm_fail_system("%s: cannot stat", path);
     else if (S_ISDIR(st.st_mode))

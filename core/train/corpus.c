@@ -76,10 +76,7 @@ static uint64_t key_of(const chm_corpus *c, const chm_corpus_request *q) {
     key = chm_hash64_seed(&part, 1, key);
     if (part != CHM_PART_ALL) key = chm_hash64_seed(&r->holdout, sizeof r->holdout, key);
     for (uint32_t i = 0; i < q->count; i++) {
-        const char *path = q->files[i];
-        const size_t n = strlen(path);
-        const bool packed = n > 4 && strcmp(path + n - 4, ".zst") == 0;
-        const uint8_t objects = n > 6 && strncmp(path + n - (packed ? 10 : 6), ".jsonl", 6) == 0;
+        const uint8_t objects = chm_contents_are_objects(q->files[i]);
         key = chm_hash64_seed(&objects, 1, key);
         if (objects && r->text_field != NULL) key = chm_hash64_seed(r->text_field, strlen(r->text_field), key);
     }

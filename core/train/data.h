@@ -41,6 +41,7 @@ typedef struct chm_contents {
     size_t first, held; /* bytes of the block that are still to be unpacked */
     bool within;        /* a frame is not at its end */
 } chm_contents;
+bool chm_contents_are_objects(const char *path); /* by its name */
 /* Refused by name: what cannot be read, is not a regular file, or is empty. */
 int chm_contents_open(chm_contents *in, const char *path, bool hashed);
 /* Up to n bytes, fewer only at the end; < 0: chm_error(). */

@@ -73,16 +73,6 @@ int chm_material_plan(chm_plan *p) {
     return CHM_OK;
 }
 
-static int write_all(const char *path, const void *data, size_t bytes) {
-    chm_writer w;
-    int status = chm_writer_open(&w, path);
-    if (status != CHM_OK) return status;
-    status = chm_writer_write(&w, data, bytes);
-    if (status == CHM_OK) status = chm_writer_commit(&w);
-    chm_writer_abandon(&w);
-    return status;
-}
-
 /* Where a text is cut: behind a line's end near by, else before a character. */
 static uint64_t cut_of(const chm_map *map, double held_out) {
     enum { NEAR = 4096 };
@@ -109,9 +99,9 @@ static int make(const chm_plan *p, const chm_material *m, const char *path) {
         status = chm_fail(CHM_E_DATA, "%s: %llu bytes are too few to hold a part of them out; give a longer text",
                           m->whole, (unsigned long long)map.size);
     else if (m->name[0])
-        status = write_all(path, map.data + cut, map.size - cut);
+        status = chm_write_file(path, map.data + cut, map.size - cut);
     else
-        status = write_all(path, map.data, cut);
+        status = chm_write_file(path, map.data, cut);
     chm_map_close(&map);
     return status;
 }

@@ -154,16 +154,10 @@ static int draw(chm_report_page *p, const char *name, const chm_string *commands
     char *source = chm_format("%s/plots/%s.gp", p->directory, name);
     char *drawing = chm_format("%s/plots/%s.svg", p->directory, name), *text = NULL;
     size_t bytes = 0;
-    chm_writer w;
     int pid, how = 0;
     int status = !source || !drawing || commands->failed ? chm_fail(CHM_E_MEMORY, "out of memory for a drawing")
-                                                         : chm_writer_open(&w, source);
+                                                         : chm_write_file(source, commands->text, commands->length);
     *svg = NULL;
-    if (status == CHM_OK) {
-        status = chm_writer_write(&w, commands->text, commands->length);
-        if (status == CHM_OK) status = chm_writer_commit(&w);
-        chm_writer_abandon(&w);
-    }
     const char *const argv[] = {"gnuplot", source, NULL};
     if (status == CHM_OK) status = chm_process_start(argv, drawing, "/dev/null", &pid);
     if (status == CHM_OK) {

@@ -326,7 +326,6 @@ static int print_plan(const chm_plan *p, chm_output format, FILE *out) {
 static int write_slurm(const chm_plan *p, int threads, FILE *out) {
     char here[PATH_MAX], *path = chm_format("%s/slurm.sh", p->directory);
     chm_string s = {0};
-    chm_writer w;
     if (path == NULL || getcwd(here, sizeof here) == NULL) {
         chm_free(path);
         return chm_fail_system("the current directory has no name");
@@ -352,12 +351,8 @@ static int write_slurm(const chm_plan *p, int threads, FILE *out) {
     chm_string_add(&s, " ");
     chm_shell_word(&s, p->directory);
     chm_string_add(&s, " --cell \"$SLURM_ARRAY_TASK_ID\" --threads %d\n", threads);
-    int status = s.failed ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_writer_open(&w, path);
-    if (status == CHM_OK) {
-        status = chm_writer_write(&w, s.text, s.length);
-        if (status == CHM_OK) status = chm_writer_commit(&w);
-        chm_writer_abandon(&w);
-    }
+    const int status =
+        s.failed ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_write_file(path, s.text, s.length);
     if (status == CHM_OK) {
         s.length = 0;
         chm_shell_word(&s, p->directory);

@@ -661,13 +661,8 @@ int chm_study_write(const chm_study *s, const char *path) {
         for (int i = 0; i < s->axis[a].values; i++) chm_string_add(&t, "%s%s", i ? ", " : "", s->axis[a].value[i]);
         chm_string_add(&t, "\n");
     }
-    chm_writer w;
-    int status = t.failed ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_writer_open(&w, path);
-    if (status == CHM_OK) {
-        status = chm_writer_write(&w, t.text, t.length);
-        if (status == CHM_OK) status = chm_writer_commit(&w);
-        chm_writer_abandon(&w);
-    }
+    const int status =
+        t.failed ? chm_fail(CHM_E_MEMORY, "out of memory for %s", path) : chm_write_file(path, t.text, t.length);
     chm_string_finish(&t);
     return status;
 }
