@@ -169,7 +169,7 @@ static int keep_sets(chm_plan *p, const laid *l, chm_cell *cell) {
     return CHM_OK;
 }
 
-/* What training asks of a card, and the files that its tokenizer is to read. */
+/* What training asks of a card. */
 static int check_trainable(chm_plan *p, const chm_model *m, const chm_variant *v) {
     const chm_train_config *t = chm_card_train(m->card);
     if (t == NULL || t->seq_len < 1 || t->batch_tokens < 1)
@@ -180,18 +180,6 @@ static int check_trainable(chm_plan *p, const chm_model *m, const chm_variant *v
     if (status != CHM_OK) return chm_fail_prefix(status, "%s: [variant %s]", v->place, v->name);
     const int64_t run_tokens = t->seq_len * CHM_MAX(t->carry, 1);
     if (p->run_tokens == 0 || run_tokens < p->run_tokens) p->run_tokens = run_tokens;
-    const struct {
-        const char **path, **place;
-        int count;
-    } list[] = {{p->study.data, p->study.data_place, p->study.data_count},
-                {p->study.validation, p->study.validation_place, p->study.validation_count}};
-    for (size_t k = 0; k < CHM_ARRAY_COUNT(list); k++)
-        for (int i = 0; i < list[k].count && status == CHM_OK; i++) {
-            chm_contents in = {0};
-            status = chm_contents_open(&in, list[k].path[i], false);
-            chm_contents_close(&in);
-            if (status != CHM_OK) chm_fail_prefix(status, "%s", list[k].place[i]);
-        }
     chm_tokenizer_close(&tokenizer);
     return status;
 }
@@ -275,6 +263,22 @@ static int plan_cells(chm_plan *p, laid *l) {
     return status;
 }
 
+/* The texts that are named, before any card is looked at. */
+static int check_texts(const chm_study *s) {
+    const struct {
+        const char **path, **place;
+        int count;
+    } list[] = {{s->data, s->data_place, s->data_count}, {s->validation, s->validation_place, s->validation_count}};
+    for (size_t k = 0; k < CHM_ARRAY_COUNT(list); k++)
+        for (int i = 0; i < list[k].count; i++) {
+            chm_contents in = {0};
+            const int status = chm_contents_open(&in, list[k].path[i], false);
+            chm_contents_close(&in);
+            if (status != CHM_OK) return chm_fail_prefix(status, "%s", list[k].place[i]);
+        }
+    return CHM_OK;
+}
+
 int chm_plan_make(chm_plan *p, chm_runtime *r, const chm_ablate_options *options, const char *study,
                   const char *directory) {
     memset(p, 0, sizeof *p);
@@ -285,6 +289,7 @@ int chm_plan_make(chm_plan *p, chm_runtime *r, const chm_ablate_options *options
     int status = chm_study_read(&p->study, options, study);
     laid *l = status == CHM_OK ? chm_alloc(sizeof *l) : NULL;
     if (status == CHM_OK && l == NULL) status = CHM_E_MEMORY;
+    if (status == CHM_OK) status = check_texts(&p->study);
     if (status == CHM_OK) status = chm_material_plan(p);
     if (status == CHM_OK) status = plan_cells(p, l);
     chm_free(l);
